@@ -1,0 +1,33 @@
+#pragma once
+// One error type for the whole core: which argument, what was expected, what came. The bindings turn it into
+// ValueError or TypeError; nothing in the core ever aborts or prints.
+
+#include <stdexcept>
+#include <string>
+
+namespace fusecell {
+
+class Error : public std::runtime_error {
+ public:
+  enum class Kind { value, type };
+
+  Error(Kind kind, const std::string& argument, const std::string& expected, const std::string& got)
+      : std::runtime_error(argument + ": expected " + expected + ", got " + got), kind_(kind) {}
+
+  Kind kind() const { return kind_; }
+
+ private:
+  Kind kind_;
+};
+
+[[noreturn]] inline void value_error(const std::string& argument, const std::string& expected,
+                                     const std::string& got) {
+  throw Error(Error::Kind::value, argument, expected, got);
+}
+
+[[noreturn]] inline void type_error(const std::string& argument, const std::string& expected,
+                                    const std::string& got) {
+  throw Error(Error::Kind::type, argument, expected, got);
+}
+
+}  // namespace fusecell

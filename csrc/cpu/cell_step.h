@@ -1,0 +1,173 @@
+#pragma once
+// One time step of the pointwise tier over a batch: cuts [B, C, P] into runs and points each at its operands. The gates op
+// and the ConvLSTM sequence both go through here.
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/arena.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/thread_pool.h"
+#include "problem/lstm_gates.h"
+
+namespace fusecell::cpu {
+
+// A parameter of `blocks` x C channels, per channel or per pixel; null data if there is none.
+template <class S>
+struct ChannelParameter {
+  const S* data = nullptr;
+  bool per_pixel = false;
+
+  const S* pixel(int64_t row, int64_t pixels, int64_t p) const {
+    return data && per_pixel ? data + row * pixels + p : nullptr;
+  }
+  S channel(int64_t row) const { return data && !per_pixel ? data[row] : S(0); }
+};
+
+template <class S>
+struct Cell {
+  int64_t channels, pixels;
+  CellShape shape;
+  CellFlags flags;
+  ActivationParameters<S> activation;
+  S zoneout_h, zoneout_c;
+  ChannelParameter<S> bias, peephole;
+
+  Cell(const CellOptions& options, const CellShape& cell, int64_t C, int64_t P, const Tensor& bias_tensor,
+       const Tensor& peephole_tensor, const Tensor& mask_h, const Tensor& mask_c)
+      : channels(C), pixels(P), shape(cell), zoneout_h(S(options.zoneout_h)), zoneout_c(S(options.zoneout_c)) {
+    flags = {peephole_tensor.present, mask_h.present || options.zoneout_h > 0,
+             mask_c.present || options.zoneout_c > 0};
+    activation = {S(options.slope), S(1), S(options.relu_at_zero)};
+    bias = {bias_tensor.as<const S>(), cell.bias_per_pixel};
+    peephole = {peephole_tensor.as<const S>(), cell.peephole_per_pixel};
+  }
+
+  // `masks` point at this sample and channel's pixel p, or are null.
+  void point(CellRun<S>& run, int64_t channel, int64_t p, int64_t n, const S* c, const S* h, const uint8_t* mask_h,
+             const uint8_t* mask_c) const {
+    run.n = n;
+    run.flags = flags;
+    run.gate_kind = shape.gate_kind;
+    run.state_kind = shape.state_kind;
+    run.activation = activation;
+    for (int64_t k = 0; k < 3; ++k) {
+      run.peephole_pixel[k] = peephole.pixel(k * channels + channel, pixels, p);
+      run.peephole_channel[k] = peephole.channel(k * channels + channel);
+    }
+    run.c = c;
+    run.h = h;
+    run.zoneout_mask_h = mask_h;
+    run.zoneout_mask_c = mask_c;
+    run.zoneout_h = zoneout_h;
+    run.zoneout_c = zoneout_c;
+  }
+
+  void point_bias(CellForwardRun<S>& run, int64_t channel, int64_t p) const {
+    for (int64_t k = 0; k < 4; ++k) {
+      run.bias_pixel[k] = bias.pixel(k * channels + channel, pixels, p);
+      run.bias_channel[k] = bias.channel(k * channels + channel);
+    }
+  }
+};
+
+// --------------------------------------------------------------------------------------------------------- backward
+template <class S>
+struct BackwardStep {
+  const S* gates;                                  // [B, 4C, P]
+  std::vector<const S*> c_before;                  // [B] of [C, P]
+  const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P] or null
+  const S* dy;                                     // [B, C, P], joins dh; null if none
+  S *dh, *dc;                                      // [B, C, P]: of the step's outputs, then of its inputs
+  S* dz;                                           // [B, 4C, P]
+  std::vector<uint8_t> active;                     // [B]; what is inactive is not touched
+  bool detach = false;                             // the states before the step get no gradient
+};
+
+// The gradients of bias and peepholes over all the steps. A task owns its channel and pixels and walks the batch in order;
+// sums over pixels are kept per task and added up at the end, so the order never depends on the threads.
+template <class S>
+class CellGradients {
+ public:
+  static constexpr int64_t kBlock = 8 * kCellRun;  // pixels of a task
+
+  CellGradients(const Cell<S>& cell, const Tensor& dbias, const Tensor& dpeephole, Arena& arena)
+      : cell_(cell), blocks_((cell.pixels + kBlock - 1) / kBlock), dbias_(dbias), dpeephole_(dpeephole) {
+    partial_ = arena.take<double>(cell.channels * blocks_ * 7);
+  }
+
+  void clear() {
+    std::fill(partial_, partial_ + cell_.channels * blocks_ * 7, 0.0);
+    if (dbias_.present) std::fill(dbias_.as<S>(), dbias_.as<S>() + dbias_.size(), S(0));
+    if (dpeephole_.present) std::fill(dpeephole_.as<S>(), dpeephole_.as<S>() + dpeephole_.size(), S(0));
+  }
+
+  void step(const Kernels<S>& kernels, const BackwardStep<S>& step, int workers) {
+    parallel_for(cell_.channels * blocks_, workers, [&](int64_t task, int) {
+      const int64_t channel = task / blocks_, first = task % blocks_ * kBlock;
+      const int64_t end = std::min(first + kBlock, cell_.pixels);
+      for (size_t b = 0; b < step.active.size(); ++b) {
+        if (!step.active[b]) continue;
+        for (int64_t p = first; p < end; p += kCellRun) {
+          run(kernels, step, static_cast<int64_t>(b), channel, p, std::min(kCellRun, end - p), partial_ + task * 7);
+        }
+      }
+    });
+  }
+
+  void finish() {
+    for (int64_t channel = 0; channel < cell_.channels; ++channel) {
+      for (int64_t k = 0; k < 7; ++k) {
+        double total = 0;
+        for (int64_t block = 0; block < blocks_; ++block) total += partial_[(channel * blocks_ + block) * 7 + k];
+        const bool is_bias = k < 4;
+        const Tensor& target = is_bias ? dbias_ : dpeephole_;
+        const bool per_pixel = is_bias ? cell_.bias.per_pixel : cell_.peephole.per_pixel;
+        if (!target.present || per_pixel) continue;
+        target.as<S>()[(is_bias ? k : k - 4) * cell_.channels + channel] = static_cast<S>(total);
+      }
+    }
+  }
+
+ private:
+  void run(const Kernels<S>& kernels, const BackwardStep<S>& step, int64_t b, int64_t channel, int64_t p, int64_t n,
+           double* partial) const {
+    const int64_t C = cell_.channels, P = cell_.pixels;
+    const int64_t at = (b * C + channel) * P + p;
+    CellBackwardRun<S> run{};
+    cell_.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)] + channel * P + p, nullptr,
+                step.zoneout_mask_h ? step.zoneout_mask_h + at : nullptr,
+                step.zoneout_mask_c ? step.zoneout_mask_c + at : nullptr);
+    run.dh = step.dh + at;
+    run.dc = step.dc + at;
+    if (step.dy) {
+      for (int64_t i = 0; i < n; ++i) run.dh[i] += step.dy[at + i];
+    }
+    for (int64_t k = 0; k < 4; ++k) {
+      const int64_t row = k * C + channel, at_gate = (b * 4 * C + row) * P + p;
+      run.gates[k] = step.gates + at_gate;
+      run.dz[k] = step.dz + at_gate;
+      if (dbias_.present && cell_.bias.per_pixel) run.dbias_pixel[k] = dbias_.as<S>() + row * P + p;
+    }
+    for (int64_t k = 0; k < 3; ++k) {
+      if (dpeephole_.present && cell_.peephole.per_pixel) {
+        run.dpeephole_pixel[k] = dpeephole_.as<S>() + (k * C + channel) * P + p;
+      }
+    }
+    if (dbias_.present && !cell_.bias.per_pixel) run.dbias_channel = partial;
+    if (dpeephole_.present && !cell_.peephole.per_pixel) run.dpeephole_channel = partial + 4;
+    kernels.cell_backward(run);
+    if (step.detach) {
+      std::fill(run.dh, run.dh + n, S(0));
+      std::fill(run.dc, run.dc + n, S(0));
+    }
+  }
+
+  const Cell<S> cell_;
+  int64_t blocks_;
+  const Tensor &dbias_, &dpeephole_;
+  double* partial_;  // [C][blocks][4 of the bias, 3 of the peepholes]
+};
+
+}  // namespace fusecell::cpu

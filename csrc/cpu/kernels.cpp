@@ -1,0 +1,48 @@
+// Compiled once per instruction set (CMakeLists.txt), each time with another FUSECELL_ISA. It includes nothing of the standard
+// library but <cmath>'s functions: a template of the library, compiled here with wide instructions, could be the
+// copy that the linker keeps for everybody.
+
+#include "cpu/kernels.h"
+
+#include "cpu/cell_run.h"
+#include "cpu/correlate.h"
+#include "cpu/elementwise.h"
+
+#define FUSECELL_JOIN_(a, b) a##b
+#define FUSECELL_JOIN(a, b) FUSECELL_JOIN_(a, b)
+#define FUSECELL_TEXT_(a) #a
+#define FUSECELL_TEXT(a) FUSECELL_TEXT_(a)
+
+namespace fusecell::cpu {
+namespace {
+
+template <class S>
+constexpr Kernels<S> make_kernels() {
+  return {.mr = Tile<S>::kRows,
+          .nr = Tile<S>::kPixels,
+          .dm = Tile<S>::kGradientRows,
+          .dk = Tile<S>::kGradientTaps,
+          .correlate = correlate<S>,
+          .weight_gradient = weight_gradient<S>,
+          .cell_forward = cell_forward<S>,
+          .cell_backward = cell_backward<S>,
+          .activation_forward = activation_forward<S>,
+          .activation_backward = activation_backward<S>,
+          .softmax_forward = softmax_forward<S>,
+          .softmax_backward = softmax_backward<S>,
+          .sum = sum_plain<S>,
+          .sum_abs = sum_abs<S>,
+          .sum_squares = sum_squares<S>,
+          .max_abs = max_abs<S>,
+          .any_above = any_above<S>,
+          .scale = scale<S>,
+          .clamp = clamp_all<S>};
+}
+
+}  // namespace
+
+extern const KernelTable FUSECELL_JOIN(kernels_, FUSECELL_ISA);
+constinit const KernelTable FUSECELL_JOIN(kernels_, FUSECELL_ISA) = {FUSECELL_TEXT(FUSECELL_ISA), make_kernels<float>(),
+                                                                     make_kernels<double>()};
+
+}  // namespace fusecell::cpu

@@ -1,0 +1,121 @@
+#pragma once
+// The inner loops of the CPU backend, as a table of functions: kernels.cpp is compiled once per instruction set, isa.cpp
+// picks a table at run time. Nothing here allocates, throws or knows of threads.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cell/activation.h"
+#include "cell/gates.h"
+
+namespace fusecell::cpu {
+
+// A source image as the correlation reads it: packed with its zero padding, so that output pixel q (= row * pitch + column)
+// and the k-th weight meet at base[offset[k] + q]. Two sources make one sum: the input's and the state's convolution.
+template <class S>
+struct Source {
+  const S* base = nullptr;
+  const int64_t* offset = nullptr;
+  int64_t count = 0;  // channels x taps
+};
+
+// z[m][pixel] for the packed rows m0 <= m < m1 of the weights and the image rows row0 <= r < row1.
+template <class S>
+struct CorrelateTile {
+  Source<S> sources[2];
+  const S* weights;  // [panels][count of both sources][mr]
+  int64_t m0, m1;    // m0 a multiple of mr
+  int64_t row0, row1, columns, pitch;
+  S* z;              // [m1 - m0 rounded up to mr][(row1 - row0) * columns]
+};
+
+// dweight[m][k] += sum over images b and pixels q of dz[b][m][q] * source[b][offset[k] + q].
+template <class S>
+struct WeightGradientTile {
+  const S* source;
+  const int64_t* offset;
+  int64_t source_stride;  // between images
+  const S* dz;            // zero outside the image's columns
+  int64_t dz_stride, dz_pitch;  // between images, between channels
+  const uint8_t* active;  // [batch]; images that take part
+  int64_t batch, pixels;  // pixels: the flattened, padded extent
+  int64_t m0, m1, k0, k1;
+  S* dweight;
+  int64_t dweight_pitch;
+};
+
+// A run of n pixels of one channel: the unit of the pointwise tier. Pointers that an option does not use are null.
+template <class S>
+struct CellRun {
+  int64_t n;
+  CellFlags flags;
+  Activation gate_kind, state_kind;
+  ActivationParameters<S> activation;
+  const S *peephole_pixel[3], *c, *h;              // c' (never null) and h'
+  S peephole_channel[3];
+  const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // null: the rates
+  S zoneout_h, zoneout_c;
+};
+
+template <class S>
+struct CellForwardRun : CellRun<S> {
+  const S *z[4], *bias_pixel[4];
+  S bias_channel[4];
+  S *h_out, *c_out;   // may alias h and c
+  S *y, *c_saved;     // copies
+  S* gates[4];        // any output may be null
+};
+
+template <class S>
+struct CellBackwardRun : CellRun<S> {
+  const S* gates[4];
+  S *dh, *dc;              // in: with respect to the step's outputs; out: to its inputs (dh without the convolution's part)
+  S* dz[4];
+  S *dbias_pixel[4], *dpeephole_pixel[3];          // += ; may be null
+  double *dbias_channel, *dpeephole_channel;       // [4], [3], += ; may be null
+};
+
+template <class S>
+struct Kernels {
+  int64_t mr, nr;  // the correlation's register tile: mr weight rows by nr pixels
+  int64_t dm, dk;  // the weight gradient's
+
+  void (*correlate)(const CorrelateTile<S>&);
+  void (*weight_gradient)(const WeightGradientTile<S>&);
+  void (*cell_forward)(const CellForwardRun<S>&);
+  void (*cell_backward)(const CellBackwardRun<S>&);
+  void (*activation_forward)(Activation, const ActivationParameters<S>&, int64_t n, const S* x, S* y);
+  void (*activation_backward)(Activation, const ActivationParameters<S>&, int64_t n, const S* x, const S* y,
+                              const S* dy, S* dx);
+  // One softmax over `extent` values that lie `stride` apart.
+  void (*softmax_forward)(int64_t extent, int64_t stride, const S* x, S* y);
+  void (*softmax_backward)(int64_t extent, int64_t stride, const S* y, const S* dy, S* dx);
+  // Norms are summed in double; `scale` multiplies first (1 unless squares would leave the range of double).
+  double (*sum)(int64_t n, const S* x);
+  double (*sum_abs)(int64_t n, const S* x);
+  double (*sum_squares)(int64_t n, const S* x, double scale);
+  double (*max_abs)(int64_t n, const S* x);  // NaN if any is
+  bool (*any_above)(int64_t n, double threshold, const S* x);
+  void (*scale)(int64_t n, double factor, S* x);
+  void (*clamp)(int64_t n, S limit, S* x);
+};
+
+struct KernelTable {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+
+  template <class S>
+  const Kernels<S>& get() const {
+    if constexpr (sizeof(S) == sizeof(float)) {
+      return f32;
+    } else {
+      return f64;
+    }
+  }
+};
+
+// Runs of the pointwise tier are cut into pieces of this many pixels, whose operands stay in the first-level cache.
+constexpr int64_t kCellRun = 512;
+
+}  // namespace fusecell::cpu

@@ -1,0 +1,108 @@
+// The pointwise tier alone: (z, c') -> (h, c) and its adjoint.
+
+#include "base/dtype.h"
+#include "cpu/backend.h"
+#include "cpu/cell_step.h"
+
+namespace fusecell::cpu {
+namespace {
+
+template <class S>
+Cell<S> cell_of(const LstmGatesForward& args, const LstmGatesShape& shape) {
+  return Cell<S>(args.options, shape.cell, shape.channels, shape.pixels, args.bias, args.peephole, args.zoneout_mask_h,
+                 args.zoneout_mask_c);
+}
+
+// Copies a gradient that may be absent (zero) to where it will be worked on.
+template <class S>
+void copy_or_zero(const Tensor& from, int64_t n, S* to) {
+  if (from.present) {
+    std::copy(from.as<const S>(), from.as<const S>() + n, to);
+  } else {
+    std::fill(to, to + n, S(0));
+  }
+}
+
+template <class S>
+S* offset_or_null(const Tensor& tensor, int64_t at) {
+  return tensor.present ? tensor.as<S>() + at : nullptr;
+}
+
+template <class S>
+void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int workers) {
+  const Kernels<S>& kernels = cpu::kernels().get<S>();
+  const Cell<S> cell = cell_of<S>(args, shape);
+  constexpr int64_t kBlock = 8 * kCellRun;
+  const int64_t C = shape.channels, P = shape.pixels, blocks = (P + kBlock - 1) / kBlock;
+  parallel_for(shape.batch * C * blocks, workers, [&](int64_t task, int) {
+    const int64_t plane = task / blocks, b = plane / C, channel = plane % C, first = task % blocks * kBlock;
+    const int64_t end = std::min(first + kBlock, P);
+    for (int64_t p = first; p < end; p += kCellRun) {
+      const int64_t at = plane * P + p;
+      CellForwardRun<S> run{};
+      cell.point(run, channel, p, std::min(kCellRun, end - p), args.c.as<const S>() + at,
+                 offset_or_null<const S>(args.h, at), offset_or_null<const uint8_t>(args.zoneout_mask_h, at),
+                 offset_or_null<const uint8_t>(args.zoneout_mask_c, at));
+      cell.point_bias(run, channel, p);
+      for (int64_t k = 0; k < 4; ++k) {
+        const int64_t at_gate = (b * 4 * C + k * C + channel) * P + p;
+        run.z[k] = args.z.as<const S>() + at_gate;
+        run.gates[k] = offset_or_null<S>(args.gates, at_gate);
+      }
+      run.h_out = args.h_out.as<S>() + at;
+      run.c_out = args.c_out.as<S>() + at;
+      kernels.cell_forward(run);
+    }
+  });
+}
+
+template <class S>
+struct BackwardPlan {
+  CellGradients<S> gradients;
+  S* dh;
+
+  BackwardPlan(const LstmGatesBackward& args, const LstmGatesShape& shape, Arena& arena)
+      : gradients(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena),
+        dh(arena.take<S>(shape.batch * shape.channels * shape.pixels)) {}
+};
+
+template <class S>
+void backward(const LstmGatesBackward& args, const LstmGatesShape& shape, void* scratch, int workers) {
+  Arena arena(scratch);
+  BackwardPlan<S> plan(args, shape, arena);
+  const int64_t sample = shape.channels * shape.pixels, size = shape.batch * sample;
+  BackwardStep<S> step{};
+  step.gates = args.gates.as<const S>();
+  step.zoneout_mask_h = args.zoneout_mask_h.as<const uint8_t>();
+  step.zoneout_mask_c = args.zoneout_mask_c.as<const uint8_t>();
+  step.dh = args.dh_before.present ? args.dh_before.as<S>() : plan.dh;
+  step.dc = args.dc_before.as<S>();
+  step.dz = args.dz.as<S>();
+  step.active.assign(static_cast<size_t>(shape.batch), 1);
+  for (int64_t b = 0; b < shape.batch; ++b) step.c_before.push_back(args.c.as<const S>() + b * sample);
+  copy_or_zero(args.dh, size, step.dh);
+  copy_or_zero(args.dc, size, step.dc);
+  plan.gradients.clear();
+  plan.gradients.step(cpu::kernels().get<S>(), step, workers);
+  plan.gradients.finish();
+}
+
+}  // namespace
+
+int64_t lstm_gates_backward_scratch(const LstmGatesShape& shape) {
+  return with_scalar(shape.dtype, [&](auto s) {
+    Arena arena;
+    BackwardPlan<decltype(s)>(LstmGatesBackward{}, shape, arena);
+    return arena.bytes();
+  });
+}
+
+void lstm_gates_forward(const LstmGatesForward& args, const LstmGatesShape& shape, int workers) {
+  with_scalar(shape.dtype, [&](auto s) { forward<decltype(s)>(args, shape, workers); });
+}
+
+void lstm_gates_backward(const LstmGatesBackward& args, const LstmGatesShape& shape, void* scratch, int workers) {
+  with_scalar(shape.dtype, [&](auto s) { backward<decltype(s)>(args, shape, scratch, workers); });
+}
+
+}  // namespace fusecell::cpu

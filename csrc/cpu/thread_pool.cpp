@@ -1,0 +1,154 @@
+#include "cpu/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <fstream>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+
+namespace fusecell::cpu {
+namespace {
+
+std::atomic<int> requested_threads{0};  // 0: the default
+std::atomic<int64_t> parallel_regions{0}, most_workers{0};
+
+struct Job {
+  ChunkFunction function;
+  void* context;
+  int64_t chunks;
+  int workers;                   // threads that may take part, the caller included
+  std::atomic<int64_t> next{0};  // the next chunk to take
+  int joined = 1;                // guarded by the pool's mutex; the caller is worker 0
+  int running = 0;               // helpers inside, guarded by the pool's mutex
+  std::atomic<int64_t> took_part{0};
+
+  void work(int worker) {
+    bool any = false;
+    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks; any = true) {
+      function(context, chunk, worker);
+    }
+    if (any) took_part.fetch_add(1, std::memory_order_relaxed);
+  }
+  bool open() const { return joined < workers && next.load(std::memory_order_relaxed) < chunks; }
+};
+
+class Pool {
+ public:
+  void run(Job& job) {
+    {
+      const std::lock_guard lock(mutex_);
+      while (threads_ < job.workers - 1) {
+        std::thread([this] { help(); }).detach();
+        ++threads_;
+      }
+      jobs_.push_back(&job);
+    }
+    wake_.notify_all();
+    job.work(0);
+    std::unique_lock lock(mutex_);
+    jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+    done_.wait(lock, [&job] { return job.running == 0; });
+  }
+
+ private:
+  Job* open_job() {
+    for (Job* job : jobs_) {
+      if (job->open()) return job;
+    }
+    return nullptr;
+  }
+
+  [[noreturn]] void help() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      Job* job = nullptr;
+      wake_.wait(lock, [&] { return (job = open_job()) != nullptr; });
+      const int worker = job->joined++;
+      ++job->running;
+      lock.unlock();
+      job->work(worker);
+      lock.lock();
+      if (--job->running == 0) done_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::deque<Job*> jobs_;
+  int threads_ = 0;
+};
+
+// Never destroyed: its threads wait in it until the process ends. After a fork the child has none of the threads, and the
+// mutex may be held by one that is gone, so the child gets a new pool and forgets the old one.
+std::atomic<Pool*> pool_of_process{nullptr};
+
+Pool& pool() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    pool_of_process = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { pool_of_process = new Pool; });
+  });
+  return *pool_of_process.load();
+}
+
+int cgroup_quota(int cores) {  // "max 100000" or "200000 100000": microseconds of CPU time per period
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (!(file >> quota >> period) || quota == "max" || period <= 0) return cores;
+  try {
+    return std::clamp(static_cast<int>(std::stod(quota) / period + 0.5), 1, cores);
+  } catch (const std::exception&) {
+    return cores;
+  }
+}
+
+}  // namespace
+
+int default_num_threads() {
+  cpu_set_t set;
+  const int by_affinity =
+      sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
+  return cgroup_quota(std::max(by_affinity, 1));
+}
+
+void set_num_threads(int64_t n) {
+  if (n < 1 || n > 1024) value_error("n", "a number of threads from 1 to 1024", std::to_string(n));
+  requested_threads = static_cast<int>(n);
+}
+
+int num_threads() {
+  if (requested_threads == 0) requested_threads = default_num_threads();
+  return requested_threads;
+}
+
+PoolStatistics pool_statistics() { return {parallel_regions, most_workers}; }
+
+void reset_pool_statistics() {
+  parallel_regions = 0;
+  most_workers = 0;
+}
+
+void run_chunks(int64_t chunks, int workers, ChunkFunction function, void* context) {
+  workers = static_cast<int>(std::min<int64_t>(workers, chunks));
+  if (workers <= 1) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) function(context, chunk, 0);
+    return;
+  }
+  Job job{.function = function, .context = context, .chunks = chunks, .workers = workers};
+  pool().run(job);
+  parallel_regions.fetch_add(1, std::memory_order_relaxed);
+  int64_t seen = most_workers;
+  while (seen < job.took_part && !most_workers.compare_exchange_weak(seen, job.took_part)) {
+  }
+}
+
+}  // namespace fusecell::cpu

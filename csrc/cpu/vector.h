@@ -1,0 +1,60 @@
+#pragma once
+// The widest vector of the instruction set this file is compiled for. Only the per-instruction-set objects include it.
+
+#include <cstdint>
+
+#include "base/macros.h"
+
+namespace fusecell::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class S>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class S>
+using Vector = typename VectorOf<S>::type;
+
+template <class S>
+constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(S));
+
+template <class S>
+FUSECELL_HD Vector<S> load(const S* p) {
+  Vector<S> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class S>
+FUSECELL_HD void store(S* p, Vector<S> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The lanes' sum as a tree, so that its order is fixed and its error small.
+template <class S>
+FUSECELL_HD S sum_of_lanes(Vector<S> v) {
+  S lane[kLanes<S>];
+  store(lane, v);
+  for (int64_t half = kLanes<S> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+}  // namespace
+}  // namespace fusecell::cpu

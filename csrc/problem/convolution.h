@@ -1,0 +1,45 @@
+#pragma once
+// A 2-D cross-correlation: out[o] = sum over i, kh, kw of weight[o, i, kh, kw] * in[i, oh * stride + kh * dilation - pad].
+
+#include <cstdint>
+#include <string>
+
+#include "problem/tensor.h"
+
+namespace fusecell {
+
+struct ConvolutionOptions {
+  int64_t stride[2] = {1, 1};
+  int64_t dilation[2] = {1, 1};
+  std::string padding = "same";            // "same", "valid" or "explicit"
+  int64_t pad[2][2] = {{0, 0}, {0, 0}};    // [h, w][low, high], read when padding is "explicit"
+};
+
+struct ConvolutionShape {
+  int64_t in_channels = 0, out_channels = 0;
+  int64_t in[2] = {0, 0}, out[2] = {0, 0}, kernel[2] = {1, 1}, stride[2] = {1, 1}, dilation[2] = {1, 1};
+  int64_t pad_low[2] = {0, 0};
+
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t in_pixels() const { return in[0] * in[1]; }
+  int64_t out_pixels() const { return out[0] * out[1]; }
+};
+
+struct Conv2dForward {
+  Tensor x, weight, bias;  // [B, I, H, W], [O, I, kh, kw], [O] or absent
+  ConvolutionOptions options;
+  Tensor y;                // [B, O, H', W']
+};
+
+struct Conv2dBackward : Conv2dForward {
+  Tensor dy;                    // y of the forward is not read
+  Tensor dx, dweight, dbias;    // each may be absent: then it is not computed
+};
+
+struct Conv2dShape {
+  DType dtype;
+  int64_t batch;
+  ConvolutionShape conv;
+};
+
+}  // namespace fusecell

@@ -1,0 +1,381 @@
+#include "problem/validate.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "base/error.h"
+
+namespace fusecell {
+
+std::string to_string(const Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(shape[i]);
+  }
+  if (shape.size() == 1) text += ",";
+  return text + ")";
+}
+
+namespace {
+
+// --------------------------------------------------------------------------------------------------- small rules
+std::string number(double value) {
+  std::string text = std::to_string(value);
+  text.erase(text.find_last_not_of('0') + 1);
+  return text.back() == '.' ? text + "0" : text;
+}
+
+void expect_present(const std::string& name, const Tensor& tensor) {
+  if (!tensor.present) type_error(name, "an array", "None");
+}
+
+void expect_dtype(const std::string& name, const Tensor& tensor, DType dtype) {
+  if (tensor.dtype != dtype) type_error(name, std::string("dtype ") + dtype_name(dtype), tensor.dtype_given);
+}
+
+void expect_rank(const std::string& name, const Tensor& tensor, const char* dimensions, size_t rank) {
+  if (tensor.shape.size() != rank) value_error(name, std::string("shape ") + dimensions, to_string(tensor.shape));
+}
+
+void expect_shape(const std::string& name, const Tensor& tensor, const Shape& shape) {
+  if (tensor.shape != shape) value_error(name, to_string(shape), to_string(tensor.shape));
+}
+
+void expect_at_least(const std::string& name, int64_t value, int64_t least) {
+  if (value < least) value_error(name, "at least " + std::to_string(least), std::to_string(value));
+}
+
+void expect_rate(const std::string& name, double rate) {
+  if (!(rate >= 0.0 && rate <= 1.0)) value_error(name, "a rate between 0 and 1", number(rate));
+}
+
+enum class Need { required, optional };
+
+void expect(const std::string& name, const Tensor& tensor, DType dtype, const Shape& shape, Need need) {
+  if (!tensor.present && need == Need::optional) return;
+  expect_present(name, tensor);
+  expect_dtype(name, tensor, dtype);
+  expect_shape(name, tensor, shape);
+}
+
+Need required_at_run(Stage stage) { return stage == Stage::run ? Need::required : Need::optional; }
+
+Shape joined(Shape front, const Shape& back) {
+  front.insert(front.end(), back.begin(), back.end());
+  return front;
+}
+
+// A tensor of `blocks` channels that is either per channel or per pixel; says which.
+bool expect_per_channel_or_pixel(const std::string& name, const Tensor& tensor, DType dtype, int64_t blocks,
+                                 const Shape& spatial) {
+  if (!tensor.present) return false;
+  expect_dtype(name, tensor, dtype);
+  const Shape per_channel = {blocks}, per_pixel = joined({blocks}, spatial);
+  if (tensor.shape != per_channel && tensor.shape != per_pixel) {
+    value_error(name, to_string(per_channel) + " or " + to_string(per_pixel), to_string(tensor.shape));
+  }
+  return tensor.shape != per_channel;
+}
+
+// ---------------------------------------------------------------------------------------------------- convolution
+constexpr std::array<const char*, 2> kAxis = {"height", "width"};
+
+ConvolutionShape convolution_shape(const ConvolutionOptions& options, const std::string& input_name,
+                                   const int64_t in[2], const Tensor& weight) {
+  ConvolutionShape conv;
+  conv.out_channels = weight.shape[0];
+  conv.in_channels = weight.shape[1];
+  const bool same = options.padding == "same";
+  if (!same && options.padding != "valid" && options.padding != "explicit") {
+    value_error("padding", "\"same\", \"valid\", an int, (h, w) or ((low, high), (low, high))",
+                "\"" + options.padding + "\"");
+  }
+  for (int axis = 0; axis < 2; ++axis) {
+    expect_at_least("stride", options.stride[axis], 1);
+    expect_at_least("dilation", options.dilation[axis], 1);
+    const int64_t stride = options.stride[axis], dilation = options.dilation[axis];
+    const int64_t reach = dilation * (weight.shape[size_t(2 + axis)] - 1) + 1;
+    int64_t low = 0, high = 0;
+    if (same) {  // Keras: ceil(in / stride) outputs, the odd padding pixel at the high end
+      const int64_t out = (in[axis] + stride - 1) / stride;
+      const int64_t total = std::max<int64_t>((out - 1) * stride + reach - in[axis], 0);
+      low = total / 2;
+      high = total - low;
+    } else if (options.padding == "explicit") {
+      low = options.pad[axis][0];
+      high = options.pad[axis][1];
+      expect_at_least("padding", std::min(low, high), 0);
+    }
+    const int64_t padded = in[axis] + low + high;
+    if (padded < reach) {
+      value_error(input_name,
+                  std::string(kAxis[size_t(axis)]) + " of at least " + std::to_string(reach - low - high) +
+                      " for this kernel, dilation and padding",
+                  std::to_string(in[axis]));
+    }
+    conv.in[axis] = in[axis];
+    conv.kernel[axis] = weight.shape[size_t(2 + axis)];
+    conv.stride[axis] = stride;
+    conv.dilation[axis] = dilation;
+    conv.pad_low[axis] = low;
+    conv.out[axis] = (padded - reach) / stride + 1;
+  }
+  return conv;
+}
+
+constexpr int64_t kLargestExtent = int64_t(1) << 40;
+
+void expect_extents(const std::string& name, const Tensor& tensor, size_t first, int64_t least) {
+  for (size_t axis = first; axis < tensor.shape.size(); ++axis) {
+    if (tensor.shape[axis] < least || tensor.shape[axis] > kLargestExtent) {
+      value_error(name, "every extent from axis " + std::to_string(first) + " on at least " + std::to_string(least),
+                  to_string(tensor.shape));
+    }
+  }
+}
+
+void expect_moderate(const ConvolutionOptions& options) {  // so that no product of extents can overflow
+  constexpr int64_t kLargest = int64_t(1) << 20;
+  for (int axis = 0; axis < 2; ++axis) {
+    if (options.stride[axis] > kLargest) value_error("stride", "at most 1048576", std::to_string(options.stride[axis]));
+    if (options.dilation[axis] > kLargest) {
+      value_error("dilation", "at most 1048576", std::to_string(options.dilation[axis]));
+    }
+    for (int end = 0; end < 2; ++end) {
+      if (options.pad[axis][end] > kLargest) {
+        value_error("padding", "at most 1048576", std::to_string(options.pad[axis][end]));
+      }
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------- cell
+CellShape validate_cell(const CellOptions& options) {
+  CellShape cell;
+  cell.gate_kind = activation_from_name("recurrent_activation", options.recurrent_activation);
+  const bool gate_allowed = cell.gate_kind == Activation::sigmoid || cell.gate_kind == Activation::hard_sigmoid ||
+                            cell.gate_kind == Activation::hard_sigmoid_keras2;
+  if (!gate_allowed) {
+    value_error("recurrent_activation", "sigmoid, hard_sigmoid or hard_sigmoid_keras2", options.recurrent_activation);
+  }
+  cell.state_kind = activation_from_name("activation", options.activation);
+  switch (cell.state_kind) {
+    case Activation::tanh:
+    case Activation::relu:
+    case Activation::leaky_relu:
+    case Activation::hard_tanh:
+    case Activation::softsign:
+    case Activation::identity:
+      break;
+    default:
+      value_error("activation", "tanh, relu, leaky_relu, hard_tanh, softsign or identity", options.activation);
+  }
+  if (!std::isfinite(options.slope)) value_error("slope", "a finite number", number(options.slope));
+  if (options.relu_at_zero != 0.0 && options.relu_at_zero != 0.5 && options.relu_at_zero != 1.0) {
+    value_error("relu_at_zero", "0, 0.5 or 1", number(options.relu_at_zero));
+  }
+  expect_rate("zoneout_h", options.zoneout_h);
+  expect_rate("zoneout_c", options.zoneout_c);
+  return cell;
+}
+
+void validate_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
+  expect("lengths", lengths, DType::int64, {batch}, Need::optional);
+  for (int64_t b = 0; lengths.present && b < batch; ++b) {
+    const int64_t length = lengths.as<const int64_t>()[b];
+    if (length < 0 || length > steps) {
+      value_error("lengths", "values from 0 to " + std::to_string(steps), std::to_string(length));
+    }
+  }
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------------ public
+Activation activation_from_name(const std::string& argument, const std::string& name) {
+  static constexpr std::pair<const char*, Activation> kNames[] = {
+      {"identity", Activation::identity},
+      {"sigmoid", Activation::sigmoid},
+      {"tanh", Activation::tanh},
+      {"relu", Activation::relu},
+      {"leaky_relu", Activation::leaky_relu},
+      {"elu", Activation::elu},
+      {"softplus", Activation::softplus},
+      {"hard_sigmoid", Activation::hard_sigmoid},
+      {"hard_sigmoid_keras2", Activation::hard_sigmoid_keras2},
+      {"hard_tanh", Activation::hard_tanh},
+      {"softsign", Activation::softsign},
+  };
+  std::string known;
+  for (const auto& [text, kind] : kNames) {
+    if (name == text) return kind;
+    if (!known.empty()) known += ", ";
+    known += text;
+  }
+  value_error(argument, "one of " + known, "\"" + name + "\"");
+}
+
+void expect_floating(const std::string& name, const Tensor& tensor) {
+  expect_present(name, tensor);
+  if (tensor.dtype != DType::float32 && tensor.dtype != DType::float64) {
+    type_error(name, "dtype float32 or float64", tensor.dtype_given);
+  }
+}
+
+void expect_like(const std::string& name, const Tensor& tensor, const Tensor& other, const std::string& other_name) {
+  expect_present(name, tensor);
+  if (tensor.dtype != other.dtype) {
+    type_error(name, std::string("dtype ") + dtype_name(other.dtype) + ", that of " + other_name, tensor.dtype_given);
+  }
+  if (tensor.shape != other.shape) {
+    value_error(name, to_string(other.shape) + ", that of " + other_name, to_string(tensor.shape));
+  }
+}
+
+Conv2dShape validate(const Conv2dForward& args, Stage stage) {
+  expect_floating("x", args.x);
+  const DType dtype = args.x.dtype;
+  expect_rank("x", args.x, "[B, I, H, W]", 4);
+  expect_extents("x", args.x, 1, 1);
+  expect_present("weight", args.weight);
+  expect_dtype("weight", args.weight, dtype);
+  expect_rank("weight", args.weight, "[O, I, kh, kw]", 4);
+  expect_extents("weight", args.weight, 0, 1);
+  const Shape& w = args.weight.shape;
+  expect_shape("weight", args.weight, {w[0], args.x.shape[1], w[2], w[3]});
+  expect_moderate(args.options);
+  const Conv2dShape shape = {dtype, args.x.shape[0],
+                             convolution_shape(args.options, "x", &args.x.shape[2], args.weight)};
+  expect("bias", args.bias, dtype, {w[0]}, Need::optional);
+  expect("y", args.y, dtype, {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]}, required_at_run(stage));
+  return shape;
+}
+
+Conv2dShape validate(const Conv2dBackward& args, Stage stage) {
+  const Conv2dShape shape = validate(static_cast<const Conv2dForward&>(args), Stage::plan);
+  expect("dy", args.dy, shape.dtype,
+         {shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]}, required_at_run(stage));
+  expect("dx", args.dx, shape.dtype, args.x.shape, Need::optional);
+  expect("dweight", args.dweight, shape.dtype, args.weight.shape, Need::optional);
+  expect("dbias", args.dbias, shape.dtype, {shape.conv.out_channels}, Need::optional);
+  return shape;
+}
+
+LstmGatesShape validate(const LstmGatesForward& args, Stage stage) {
+  expect_floating("c", args.c);
+  const DType dtype = args.c.dtype;
+  if (args.c.shape.size() < 2) value_error("c", "shape [B, C, ...]", to_string(args.c.shape));
+  expect_extents("c", args.c, 1, 1);
+  LstmGatesShape shape;
+  shape.dtype = dtype;
+  shape.batch = args.c.shape[0];
+  shape.channels = args.c.shape[1];
+  shape.spatial.assign(args.c.shape.begin() + 2, args.c.shape.end());
+  shape.pixels = 1;
+  for (int64_t extent : shape.spatial) shape.pixels *= extent;
+  shape.cell = validate_cell(args.options);
+
+  const Shape gates = joined({shape.batch, 4 * shape.channels}, shape.spatial);
+  expect("z", args.z, dtype, gates, Need::required);
+  shape.cell.bias_per_pixel =
+      expect_per_channel_or_pixel("bias", args.bias, dtype, 4 * shape.channels, shape.spatial);
+  shape.cell.peephole_per_pixel =
+      expect_per_channel_or_pixel("peephole", args.peephole, dtype, 3 * shape.channels, shape.spatial);
+  const bool zoneout_h = args.zoneout_mask_h.present || args.options.zoneout_h > 0;
+  expect("h", args.h, dtype, args.c.shape, zoneout_h ? Need::required : Need::optional);
+  expect("zoneout_mask_h", args.zoneout_mask_h, DType::uint8, args.c.shape, Need::optional);
+  expect("zoneout_mask_c", args.zoneout_mask_c, DType::uint8, args.c.shape, Need::optional);
+  expect("h_out", args.h_out, dtype, args.c.shape, required_at_run(stage));
+  expect("c_out", args.c_out, dtype, args.c.shape, required_at_run(stage));
+  expect("gates", args.gates, dtype, gates, Need::optional);
+  return shape;
+}
+
+LstmGatesShape validate(const LstmGatesBackward& args, Stage stage) {
+  const LstmGatesShape shape = validate(static_cast<const LstmGatesForward&>(args), Stage::plan);
+  const Shape gates = joined({shape.batch, 4 * shape.channels}, shape.spatial);
+  expect("gates", args.gates, shape.dtype, gates, Need::required);
+  expect("dh", args.dh, shape.dtype, args.c.shape, Need::optional);
+  expect("dc", args.dc, shape.dtype, args.c.shape, Need::optional);
+  expect("dz", args.dz, shape.dtype, gates, required_at_run(stage));
+  expect("dc_before", args.dc_before, shape.dtype, args.c.shape, required_at_run(stage));
+  expect("dh_before", args.dh_before, shape.dtype, args.c.shape, Need::optional);
+  if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
+  if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
+  return shape;
+}
+
+ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
+  expect_floating("x", args.x);
+  const DType dtype = args.x.dtype;
+  expect_rank("x", args.x, "[T, B, Cin, Hin, Win]", 5);
+  expect_extents("x", args.x, 2, 1);
+  const auto expect_weight = [dtype](const char* name, const Tensor& weight, const char* dimensions) {
+    expect_present(name, weight);
+    expect_dtype(name, weight, dtype);
+    expect_rank(name, weight, dimensions, 4);
+    expect_extents(name, weight, 0, 1);
+  };
+  expect_weight("weight_ih", args.weight_ih, "[4C, Cin, kh, kw]");
+  expect_weight("weight_hh", args.weight_hh, "[4C, C, kh, kw]");
+  const Shape& w = args.weight_ih.shape;
+  if (w[0] % 4 != 0) value_error("weight_ih", "a first extent that is 4 times the hidden channels", to_string(w));
+  expect_shape("weight_ih", args.weight_ih, {w[0], args.x.shape[2], w[2], w[3]});
+  expect_shape("weight_hh", args.weight_hh, {w[0], w[0] / 4, args.weight_hh.shape[2], args.weight_hh.shape[3]});
+  expect_moderate(args.options.input);
+
+  ConvLstmShape shape;
+  shape.dtype = dtype;
+  shape.steps = args.x.shape[0];
+  shape.batch = args.x.shape[1];
+  shape.channels = w[0] / 4;
+  shape.input = convolution_shape(args.options.input, "x", &args.x.shape[3], args.weight_ih);
+  shape.recurrent = convolution_shape(ConvolutionOptions{}, "h_0", shape.input.out, args.weight_hh);
+  shape.cell = validate_cell(args.options.cell);
+  if (args.options.truncation < 0) {
+    value_error("truncation", "0 (none) or a number of steps", std::to_string(args.options.truncation));
+  }
+
+  const Shape spatial = {shape.input.out[0], shape.input.out[1]};
+  const Shape state = joined({shape.batch, shape.channels}, spatial);
+  const Shape sequence = joined({shape.steps}, state);
+  shape.cell.bias_per_pixel = expect_per_channel_or_pixel("bias", args.bias, dtype, w[0], spatial);
+  shape.cell.peephole_per_pixel =
+      expect_per_channel_or_pixel("peephole", args.peephole, dtype, 3 * shape.channels, spatial);
+  expect("h_0", args.h_0, dtype, state, Need::optional);
+  expect("c_0", args.c_0, dtype, state, Need::optional);
+  validate_lengths(args.lengths, shape.steps, shape.batch);
+  expect("dropout_mask", args.dropout_mask, dtype, state, Need::optional);
+  expect("zoneout_mask_h", args.zoneout_mask_h, DType::uint8, sequence, Need::optional);
+  expect("zoneout_mask_c", args.zoneout_mask_c, DType::uint8, sequence, Need::optional);
+  expect("y", args.y, dtype, sequence, required_at_run(stage));
+  expect("h_n", args.h_n, dtype, state, required_at_run(stage));
+  expect("c_n", args.c_n, dtype, state, required_at_run(stage));
+  expect("gates", args.gates, dtype, joined({shape.steps, shape.batch, w[0]}, spatial), Need::optional);
+  expect("c", args.c, dtype, sequence, Need::optional);
+  return shape;
+}
+
+ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
+  const ConvLstmShape shape = validate(static_cast<const ConvLstmForward&>(args), Stage::plan);
+  const Shape state = {shape.batch, shape.channels, shape.input.out[0], shape.input.out[1]};
+  const Shape sequence = joined({shape.steps}, state);
+  expect("y", args.y, shape.dtype, sequence, required_at_run(stage));
+  expect("c", args.c, shape.dtype, sequence, required_at_run(stage));
+  expect("dy", args.dy, shape.dtype, sequence, Need::optional);
+  expect("dh_n", args.dh_n, shape.dtype, state, Need::optional);
+  expect("dc_n", args.dc_n, shape.dtype, state, Need::optional);
+  expect("dx", args.dx, shape.dtype, args.x.shape, Need::optional);
+  expect("dweight_ih", args.dweight_ih, shape.dtype, args.weight_ih.shape, Need::optional);
+  expect("dweight_hh", args.dweight_hh, shape.dtype, args.weight_hh.shape, Need::optional);
+  if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
+  if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
+  expect("dh_0", args.dh_0, shape.dtype, state, required_at_run(stage));
+  expect("dc_0", args.dc_0, shape.dtype, state, required_at_run(stage));
+  return shape;
+}
+
+}  // namespace fusecell

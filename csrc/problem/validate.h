@@ -1,0 +1,28 @@
+#pragma once
+// Every rule about arguments, in one place. Each function reads the inputs and the outputs that are present, throws
+// Error at the first breach, and returns the shape of the problem. No backend checks anything again.
+
+#include <string>
+
+#include "problem/conv_lstm.h"
+#include "problem/convolution.h"
+#include "problem/lstm_gates.h"
+
+namespace fusecell {
+
+enum class Stage { plan, run };  // plan: only the inputs are there yet; run: the required outputs are, too
+
+Activation activation_from_name(const std::string& argument, const std::string& name);
+
+Conv2dShape validate(const Conv2dForward& args, Stage stage);
+Conv2dShape validate(const Conv2dBackward& args, Stage stage);
+LstmGatesShape validate(const LstmGatesForward& args, Stage stage);
+LstmGatesShape validate(const LstmGatesBackward& args, Stage stage);
+ConvLstmShape validate(const ConvLstmForward& args, Stage stage);
+ConvLstmShape validate(const ConvLstmBackward& args, Stage stage);
+
+// For the elementwise ops: a floating tensor, and one of the same dtype and shape.
+void expect_floating(const std::string& name, const Tensor& tensor);
+void expect_like(const std::string& name, const Tensor& tensor, const Tensor& other, const std::string& other_name);
+
+}  // namespace fusecell
