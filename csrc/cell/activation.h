@@ -2,8 +2,6 @@
 // The activations, each with its adjoint directly below it. An adjoint takes (x, y, dy) and returns dx; it reads y alone
 // only where y determines the derivative. Corner derivatives are torch's, relu's at 0 is an argument. NaN in, NaN out.
 
-#include <cmath>
-
 #include "base/macros.h"
 #include "cell/math.h"
 
@@ -54,7 +52,7 @@ FUSECELL_HD S tanh_adjoint(S y, S dy) {
 template <class S>
 FUSECELL_HD S softplus(S x) {
   const S positive = x < S(0) ? S(0) : x;
-  return positive + std::log1p(exp_(-abs_(x)));
+  return positive + log1p_of_unit(exp_(-abs_(x)));
 }
 template <class S>
 FUSECELL_HD S softplus_adjoint(S x, S dy) {

@@ -45,8 +45,9 @@ struct AnyActivation {
 };
 
 // Uniform over a whole call; an operand whose flag is off is never used, so an infinite state stays harmless there.
+// 0 or 1, as int: with bool, g++ 12 does not vectorise a loop that selects by them.
 struct CellFlags {
-  bool peephole, zoneout_h, zoneout_c;
+  int peephole, zoneout_h, zoneout_c;
 };
 
 template <class S>

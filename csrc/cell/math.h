@@ -1,5 +1,5 @@
 #pragma once
-// exp and expm1 without branches or library calls, so that a compiler vectorises the loops around them and so that
+// exp, expm1 and log1p without branches or library calls, so that a compiler vectorises the loops around them and so that
 // host and device agree. Method: x = k ln2 + r with |r| <= ln2/2 (k by adding 1.5 * 2^m, which rounds to nearest),
 // the Taylor series of expm1(r) (its remainder is below 0.3 ulp), and 2^k in two factors so that the result may be
 // subnormal. Errors measured by tests/test_activations.py against 60-digit arithmetic.
@@ -80,6 +80,16 @@ FUSECELL_HD S expm1_of_negative(S x) {
   const Reduced<S> reduced = reduce_exp(x < kMinusOne ? kMinusOne : x);
   const S scale = power_of_two<S>(reduced.k_bits);
   return scale * reduced.expm1_r + (scale - S(1));
+}
+
+// log(1 + e) for 0 <= e <= 1, as 2 atanh(e / (2 + e)): the argument is at most 1/3, so its series ends soon.
+template <class S>
+FUSECELL_HD S log1p_of_unit(S e) {
+  constexpr int kTerms = sizeof(S) == 4 ? 8 : 17;
+  const S s = e / (S(2) + e), square = s * s;
+  S series = S(1) / S(2 * kTerms - 1);
+  for (int n = kTerms - 2; n >= 0; --n) series = series * square + S(1) / S(2 * n + 1);
+  return S(2) * s * series;
 }
 
 template <class S>

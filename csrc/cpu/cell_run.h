@@ -10,9 +10,15 @@ namespace fusecell::cpu {
 namespace {
 
 template <class S>
-struct CellOperandArrays {
-  S storage[6][kCellRun];
-  const S *p[3], *h, *m_h, *m_c;
+struct OperandStorage {
+  S p[3][kCellRun], h[kCellRun], m_h[kCellRun], m_c[kCellRun];
+};
+
+template <class S>
+struct OperandArrays {
+  const S *p_i, *p_f, *p_o, *c, *h, *m_h, *m_c;
+
+  FUSECELL_HD_METHOD CellOperands<S> at(int64_t i) const { return {p_i[i], p_f[i], p_o[i], c[i], m_h[i], m_c[i]}; }
 };
 
 template <class S>
@@ -24,23 +30,24 @@ FUSECELL_HD const S* pixel_or_channel(const S* per_pixel, S per_channel, S* stor
 
 template <class S>
 FUSECELL_HD const S* mask_or_rate(const uint8_t* mask, S rate, S* storage, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) storage[i] = mask ? S(mask[i]) : rate;
+  if (!mask) return pixel_or_channel<S>(nullptr, rate, storage, n);
+  for (int64_t i = 0; i < n; ++i) storage[i] = S(mask[i]);
   return storage;
 }
 
 template <class S>
-FUSECELL_HD void gather(const CellRun<S>& run, CellOperandArrays<S>& arrays) {
+FUSECELL_HD OperandArrays<S> gather(const CellRun<S>& run, OperandStorage<S>& storage) {
+  const S* p[3];
   for (int k = 0; k < 3; ++k) {
-    arrays.p[k] = pixel_or_channel(run.peephole_pixel[k], run.peephole_channel[k], arrays.storage[k], run.n);
+    p[k] = pixel_or_channel(run.peephole_pixel[k], run.peephole_channel[k], storage.p[k], run.n);
   }
-  arrays.h = pixel_or_channel(run.h, S(0), arrays.storage[3], run.n);
-  arrays.m_h = mask_or_rate(run.zoneout_mask_h, run.zoneout_h, arrays.storage[4], run.n);
-  arrays.m_c = mask_or_rate(run.zoneout_mask_c, run.zoneout_c, arrays.storage[5], run.n);
-}
-
-template <class S>
-FUSECELL_HD CellOperands<S> operands_at(const CellRun<S>& run, const CellOperandArrays<S>& arrays, int64_t i) {
-  return {arrays.p[0][i], arrays.p[1][i], arrays.p[2][i], run.c[i], arrays.m_h[i], arrays.m_c[i]};
+  return {p[0],
+          p[1],
+          p[2],
+          run.c,
+          pixel_or_channel(run.h, S(0), storage.h, run.n),
+          mask_or_rate(run.zoneout_mask_h, run.zoneout_h, storage.m_h, run.n),
+          mask_or_rate(run.zoneout_mask_c, run.zoneout_c, storage.m_c, run.n)};
 }
 
 template <class S>
@@ -51,8 +58,10 @@ FUSECELL_HD bool is_default_cell(const CellRun<S>& run) {
 // --------------------------------------------------------------------------------------------------------- forward
 template <class S, class Act>
 void cell_forward_with(const Act& act, const CellForwardRun<S>& run) {
-  CellOperandArrays<S> arrays;
-  gather(run, arrays);
+  OperandStorage<S> storage;
+  const OperandArrays<S> in = gather(run, storage);
+  const CellFlags flags = run.flags;
+  const int64_t n = run.n;
   S z[4][kCellRun], unused[8][kCellRun];
   S* h_out = run.h_out ? run.h_out : unused[4];
   S* c_out = run.c_out ? run.c_out : unused[5];
@@ -61,23 +70,24 @@ void cell_forward_with(const Act& act, const CellForwardRun<S>& run) {
   S* gates[4];
   for (int k = 0; k < 4; ++k) {
     gates[k] = run.gates[k] ? run.gates[k] : unused[k];
-    for (int64_t i = 0; i < run.n; ++i) {
-      z[k][i] = run.z[k][i] + (run.bias_pixel[k] ? run.bias_pixel[k][i] : run.bias_channel[k]);
-    }
+    const S *from = run.z[k], *bias = run.bias_pixel[k];
+    const S per_channel = run.bias_channel[k];
+    for (int64_t i = 0; i < n; ++i) z[k][i] = from[i] + per_channel;
+    for (int64_t i = 0; bias && i < n; ++i) z[k][i] += bias[i];
   }
+  S *gate_i = gates[0], *gate_f = gates[1], *gate_g = gates[2], *gate_o = gates[3];
   // Each output is written at the index that was read: h_out and c_out may be h and c.
 #pragma GCC ivdep
-  for (int64_t i = 0; i < run.n; ++i) {
-    const CellOutput<S> out =
-        lstm_cell(act, run.flags, Gates<S>{z[0][i], z[1][i], z[2][i], z[3][i]}, operands_at(run, arrays, i), arrays.h[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const CellOutput<S> out = lstm_cell(act, flags, Gates<S>{z[0][i], z[1][i], z[2][i], z[3][i]}, in.at(i), in.h[i]);
     h_out[i] = out.h;
     c_out[i] = out.c;
     y[i] = out.h;
     c_saved[i] = out.c;
-    gates[0][i] = out.saved.i;
-    gates[1][i] = out.saved.f;
-    gates[2][i] = out.saved.g;
-    gates[3][i] = out.saved.o;
+    gate_i[i] = out.saved.i;
+    gate_f[i] = out.saved.f;
+    gate_g[i] = out.saved.g;
+    gate_o[i] = out.saved.o;
   }
 }
 
@@ -109,22 +119,25 @@ FUSECELL_HD void accumulate(const S* values, int64_t n, S* per_pixel, double* pe
 
 template <class S, class Act>
 void cell_backward_with(const Act& act, const CellBackwardRun<S>& run) {
-  CellOperandArrays<S> arrays;
-  gather(run, arrays);
+  OperandStorage<S> storage;
+  const OperandArrays<S> in = gather(run, storage);
+  const CellFlags flags = run.flags;
+  const int64_t n = run.n;
   S product[3][kCellRun];  // dz_i c', dz_f c', dz_o ĉ: the peepholes' gradients
+  const S *gate_i = run.gates[0], *gate_f = run.gates[1], *gate_g = run.gates[2], *gate_o = run.gates[3];
+  S *dz_i = run.dz[0], *dz_f = run.dz[1], *dz_g = run.dz[2], *dz_o = run.dz[3], *dh = run.dh, *dc = run.dc;
 #pragma GCC ivdep
-  for (int64_t i = 0; i < run.n; ++i) {
-    const Gates<S> saved = {run.gates[0][i], run.gates[1][i], run.gates[2][i], run.gates[3][i]};
-    const CellOperands<S> in = operands_at(run, arrays, i);
-    const CellAdjoint<S> out = lstm_cell_adjoint(act, run.flags, saved, in, run.dh[i], run.dc[i]);
-    run.dh[i] = out.dh;
-    run.dc[i] = out.dc;
-    run.dz[0][i] = out.dz.i;
-    run.dz[1][i] = out.dz.f;
-    run.dz[2][i] = out.dz.g;
-    run.dz[3][i] = out.dz.o;
-    product[0][i] = out.dz.i * in.c;
-    product[1][i] = out.dz.f * in.c;
+  for (int64_t i = 0; i < n; ++i) {
+    const Gates<S> saved = {gate_i[i], gate_f[i], gate_g[i], gate_o[i]};
+    const CellAdjoint<S> out = lstm_cell_adjoint(act, flags, saved, in.at(i), dh[i], dc[i]);
+    dh[i] = out.dh;
+    dc[i] = out.dc;
+    dz_i[i] = out.dz.i;
+    dz_f[i] = out.dz.f;
+    dz_g[i] = out.dz.g;
+    dz_o[i] = out.dz.o;
+    product[0][i] = out.dz.i * in.c[i];
+    product[1][i] = out.dz.f * in.c[i];
     product[2][i] = out.dz.o * out.c_new;
   }
   for (int k = 0; k < 4; ++k) {

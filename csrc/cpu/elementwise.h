@@ -1,8 +1,6 @@
 #pragma once
 // Activations, softmax, norms and clipping over plain arrays.
 
-#include <cmath>
-
 #include "cell/activation.h"
 #include "cpu/kernels.h"
 #include "cpu/vector.h"

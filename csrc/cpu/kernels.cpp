@@ -1,6 +1,5 @@
-// Compiled once per instruction set (CMakeLists.txt), each time with another FUSECELL_ISA. It includes nothing of the standard
-// library but <cmath>'s functions: a template of the library, compiled here with wide instructions, could be the
-// copy that the linker keeps for everybody.
+// Compiled once per instruction set (CMakeLists.txt), each time with another FUSECELL_ISA. It uses nothing of the standard
+// library: a template of it, compiled here with wide instructions, could be the copy that the linker keeps for all.
 
 #include "cpu/kernels.h"
 
