@@ -12,7 +12,7 @@ from fusecell import _dispatch, ops, reference
 from fusecell._cases import CASES, Case, Outcome, largest_error, run_case, upstream_of
 
 # float64: rounding alone. float32: sums of some hundred products, and gradients through a few steps of them.
-TOLERANCE = {np.float64: 1e-12, np.float32: 3e-5}
+TOLERANCE = {np.float64: 1e-13, np.float32: 5e-6}
 
 
 def seeded(case: Case) -> np.random.Generator:

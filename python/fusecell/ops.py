@@ -168,7 +168,7 @@ def _mask(name: str, value: Any) -> Array | None:
 def _wanted(needs: Collection[str] | None, possible: Sequence[str]) -> set[str]:
     if needs is None:
         return set(possible)
-    if isinstance(needs, str) or not all(isinstance(name, str) for name in needs):
+    if not isinstance(needs, Collection) or isinstance(needs, str) or not all(isinstance(n, str) for n in needs):
         raise TypeError(f"needs: expected a collection of names, got {needs!r}")
     unknown = sorted(set(needs) - set(possible))
     if unknown:

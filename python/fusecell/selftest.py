@@ -1,0 +1,95 @@
+"""`fusecell selftest`: every op on every backend of this machine against the NumPy float64 reference."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from fusecell import ops, reference
+from fusecell._cases import ACTIVATIONS, CASES, Case, largest_error, run_case, upstream_of
+
+BACKENDS = {"cpu": ops}
+"""The backends of this build: a module with the functions of fusecell.ops for each."""
+
+TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
+"""The largest deviation from the reference, relative to each result's largest value."""
+
+Row = tuple[str, str, str, int, float]  # op, backend, dtype, cases, largest error
+
+
+def _error_of_case(backend: str, case: Case, dtype: str) -> float:
+    arguments = case.arguments(np.random.default_rng(zlib.crc32(str(case).encode())), dtype)
+    got = run_case(BACKENDS[backend], case, arguments, None)
+    sent = [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))]
+    expected = run_case(reference, case, arguments, sent)
+    return max(largest_error(got.outputs, expected.outputs), largest_error(got.gradients, expected.gradients))
+
+
+def _deviation(got: np.ndarray, expected: np.ndarray) -> float:
+    return largest_error({"": got}, {"": expected})
+
+
+def _error_of_activations(backend: str, dtype: str) -> float:
+    module = BACKENDS[backend]
+    x = np.concatenate([np.linspace(-30, 30, 4001), [0.0, -0.0, 1, -1, 2.5, -2.5, 3, -3, 1e4, -1e4]]).astype(dtype)
+    dy = np.cos(np.arange(x.size)).astype(dtype)
+    worst = 0.0
+    for name in ACTIVATIONS:
+        y = module.activation_forward(name, x)
+        expected = reference.activation_forward(name, x)
+        dx = module.activation_backward(name, x, y, dy)
+        worst = max(worst, _deviation(y, expected))
+        worst = max(worst, _deviation(dx, reference.activation_backward(name, x, expected, dy)))
+    return worst
+
+
+def _error_of_softmax(backend: str, dtype: str) -> float:
+    module = BACKENDS[backend]
+    x = (5 * np.random.default_rng(0).standard_normal((3, 7, 5))).astype(dtype)
+    dy = np.cos(np.arange(x.size)).reshape(x.shape).astype(dtype)
+    y, expected = module.softmax_forward(x, axis=1), reference.softmax_forward(x, axis=1)
+    dx, dx_expected = module.softmax_backward(y, dy, axis=1), reference.softmax_backward(expected, dy, axis=1)
+    return max(_deviation(y, expected), _deviation(dx, dx_expected))
+
+
+def _error_of_clipping(backend: str, dtype: str) -> float:
+    module = BACKENDS[backend]
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal(shape).astype(dtype) for shape in ((3, 4), (70000,), (1,))]
+    worst = 0.0
+    for norm_type in (1.0, 2.0, np.inf):
+        clipped = [g.copy() for g in gradients]
+        norm = module.clip_by_global_norm_(clipped, 1.5, norm_type)
+        expected, expected_norm = reference.clip_by_global_norm_(gradients, 1.5, norm_type)
+        worst = max(worst, abs(norm / expected_norm - 1), *map(_deviation, clipped, expected))
+    return worst
+
+
+def rows() -> Iterator[Row]:
+    """One row per op, backend and dtype."""
+    others = {"activation": _error_of_activations, "softmax": _error_of_softmax, "clipping": _error_of_clipping}
+    for backend in BACKENDS:
+        for dtype in TOLERANCE:
+            for op in ("conv_lstm", "lstm_gates", "conv2d"):
+                errors = [_error_of_case(backend, case, dtype) for case in CASES if case.op == op]
+                yield op, backend, dtype, len(errors), max(errors)
+            for op, error_of in others.items():
+                yield op, backend, dtype, len(ACTIVATIONS) if op == "activation" else 1, error_of(backend, dtype)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the table. 0 if every error is within tolerance, else 1."""
+    del args
+    sys.stdout.write(f"{'op':<12}{'backend':<9}{'dtype':<9}{'cases':>6}{'largest error':>16}{'allowed':>10}\n")
+    failed = 0
+    for op, backend, dtype, cases, error in rows():
+        good = error <= TOLERANCE[dtype]
+        failed += not good
+        verdict = "ok" if good else "FAILED"
+        sys.stdout.write(f"{op:<12}{backend:<9}{dtype:<9}{cases:>6}{error:>16.1e}{TOLERANCE[dtype]:>10.0e}  {verdict}\n")
+    sys.stdout.write("all within tolerance\n" if not failed else f"{failed} rows out of tolerance\n")
+    return 1 if failed else 0
