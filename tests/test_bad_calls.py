@@ -35,7 +35,12 @@ def sequence() -> Call:
 def sequence_backward() -> Call:
     function, arrays = sequence()
     saved = function(**arrays)[-1]
-    return ops.conv_lstm_backward, {"saved": saved, "dy": make(3, 2, 3, 5, 6), "dh_n": make(2, 3, 5, 6), "dc_n": make(2, 3, 5, 6)}
+    return ops.conv_lstm_backward, {
+        "saved": saved,
+        "dy": make(3, 2, 3, 5, 6),
+        "dh_n": make(2, 3, 5, 6),
+        "dc_n": make(2, 3, 5, 6),
+    }
 
 
 def step() -> Call:
@@ -79,12 +84,14 @@ def clip() -> Call:
     return ops.clip_by_global_norm_, {"gradients": [make(3, 4), make(5)], "max_norm": 0.1}
 
 
-CALLS = [sequence, sequence_backward, step, gates, gates_backward, convolution, convolution_backward, activation, softmax, clip]  # fmt: skip
+CALLS = [sequence, sequence_backward, step, gates, gates_backward,
+         convolution, convolution_backward, activation, softmax, clip]  # fmt: skip
 KERNEL_AXES = {("weight_ih", 2), ("weight_ih", 3), ("weight_hh", 2), ("weight_hh", 3), ("weight", 2), ("weight", 3)}
 FREE_AXES = {convolution: {("x", 0), ("x", 2), ("x", 3)}}  # nothing else fixes these extents
 NOT_ARRAYS = ["array", 3, 2.5, [[1.0]], b"x", object(), np.float32(1), {"a": 1}]
 BAD_DTYPES = [np.float16, np.int32, np.int64, np.complex64, np.dtype("O"), np.dtype("S3"), np.bool_, np.float64]
 INTEGERS = [2.0, "2", None, True, 2**65]
+Maker = Callable[[], Call]
 BAD_OPTIONS: dict[str, list[Any]] = {
     "stride": [0, -1, (1, 2, 3), (1,), 1.5, "1", None, True, 2**70, (2, "a")],
     "dilation": [0, -2, (0, 1), 2**40, 1.0],
@@ -114,11 +121,13 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "saved": [None, 1, {}, "saved"],
 }
 OPTIONS_OF = {
-    sequence: ["stride", "dilation", "padding", "recurrent_activation", "activation", "slope", "relu_at_zero", "zoneout_h",
-               "zoneout_c", "recurrent_dropout", "truncation", "reverse", "training", "seed", "offset", "lengths", "save"],
+    sequence: ["stride", "dilation", "padding", "recurrent_activation", "activation", "slope", "relu_at_zero",
+               "zoneout_h", "zoneout_c", "recurrent_dropout", "truncation", "reverse", "training", "seed", "offset",
+               "lengths", "save"],
     step: ["stride", "padding", "activation", "seed", "zoneout_h"],
     sequence_backward: ["needs", "saved"],
-    gates: ["recurrent_activation", "activation", "slope", "relu_at_zero", "zoneout_h", "zoneout_c", "training", "seed"],
+    gates: ["recurrent_activation", "activation", "slope", "relu_at_zero", "zoneout_h", "zoneout_c", "training",
+            "seed"],
     gates_backward: ["needs", "saved"],
     convolution: ["stride", "dilation", "padding"],
     convolution_backward: ["stride", "dilation", "padding", "needs"],
@@ -128,7 +137,7 @@ OPTIONS_OF = {
 }  # fmt: skip
 
 
-def reshaped(draw: Any, maker: Callable[[], Call], name: str, a: np.ndarray) -> np.ndarray:
+def reshaped(draw: Any, maker: Maker, name: str, a: np.ndarray) -> np.ndarray:
     free = KERNEL_AXES | FREE_AXES.get(maker, set())
     axes = [axis for axis in range(a.ndim) if (name, axis) not in free]
     axis = draw(st.sampled_from(axes))
@@ -141,7 +150,7 @@ def reshaped(draw: Any, maker: Callable[[], Call], name: str, a: np.ndarray) -> 
     return np.resize(a, (*a.shape[:axis], extent, *a.shape[axis + 1 :]))
 
 
-def spoiled(draw: Any, maker: Callable[[], Call], name: str, value: Any) -> Any:
+def spoiled(draw: Any, maker: Maker, name: str, value: Any) -> Any:
     """A value that cannot stand where `value` stood."""
     if isinstance(value, list):  # of gradients
         broken = list(value)
@@ -217,7 +226,7 @@ def test_the_calls_are_good_before_they_are_spoiled(maker: Callable[[], Call]) -
         ({"x": make(3, 2, 2, 5, 6).astype(np.float16)}, TypeError, "x: expected dtype float32 or float64, got float16"),
         ({"lengths": [4, 1]}, ValueError, "lengths: expected values from 0 to 3, got 4"),
         ({"activation": "gelu"}, ValueError, 'activation: expected one of identity, sigmoid'),
-        ({"zoneout_mask_h": np.full((3, 2, 3, 5, 6), 2, np.uint8)}, ValueError, "zoneout_mask_h: expected only 0 and 1, got 2"),
+        ({"zoneout_mask_c": np.full((3, 2, 3, 5, 6), 2, np.uint8)}, ValueError, "zoneout_mask_c: expected only 0 and 1"),
         ({"padding": "valid", "dilation": 4}, ValueError, "x: expected height of at least 9 for this kernel"),
     ],
 )  # fmt: skip

@@ -39,7 +39,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 def test_against_the_reference(case: Case, dtype: type) -> None:
     arguments = case.arguments(seeded(case), dtype)
     got = run_case(ops, case, arguments, None)
-    expected = run_case(reference, case, arguments, [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))])
+    expected = run_case(
+        reference, case, arguments, [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))]
+    )
     assert all(y.dtype == dtype for y in (*got.outputs.values(), *got.gradients.values()))
     assert largest_error(got.outputs, expected.outputs) < TOLERANCE[dtype]
     assert largest_error(got.gradients, expected.gradients) < TOLERANCE[dtype]
@@ -107,7 +109,7 @@ def test_inputs_are_left_alone(case: Case) -> None:
 def test_absent_upstream_gradients_are_zero() -> None:
     case = CASES[0]
     *outputs, saved = ops.conv_lstm_forward(*case.arguments(seeded(case)).values())
-    dy, dh_n, dc_n = upstream_of(outputs)
+    dy, dh_n, _ = upstream_of(outputs)
     zero = np.zeros_like(dh_n)
     for given, absent in (((dy, zero, zero), (dy, None, None)), ((np.zeros_like(dy), dh_n, zero), (None, dh_n, None))):
         with_zeros, without = ops.conv_lstm_backward(saved, *given), ops.conv_lstm_backward(saved, *absent)

@@ -15,9 +15,7 @@ EPSILON = 1e-5  # central: error of order 1e-10 from the third derivative, 1e-11
 TOLERANCE = 1e-7
 
 DIFFERENTIABLE = [
-    c
-    for c in CASES
-    if not c.options.get("truncation") and c.shape.get("B", 1) > 0 and c.shape.get("T", 1) > 0
+    c for c in CASES if not c.options.get("truncation") and c.shape.get("B", 1) > 0 and c.shape.get("T", 1) > 0
 ]
 
 
@@ -100,7 +98,11 @@ def test_truncation_with_the_boundary_states_frozen(every: int, reverse: bool, r
 
 def test_truncation_leaves_short_samples_whole(rng: np.random.Generator) -> None:
     """A boundary in the padding detaches nothing: h_n of a sample of length 2 still reaches its first step."""
-    x, wi, wh = rng.standard_normal((4, 1, 2, 4, 4)), rng.standard_normal((8, 2, 3, 3)), rng.standard_normal((8, 2, 3, 3))
+    x, wi, wh = (
+        rng.standard_normal((4, 1, 2, 4, 4)),
+        rng.standard_normal((8, 2, 3, 3)),
+        rng.standard_normal((8, 2, 3, 3)),
+    )
     dh_n = rng.standard_normal((1, 2, 4, 4))
     *_, padded = ops.conv_lstm_forward(x, wi, wh, lengths=[2], truncation=2)
     *_, alone = ops.conv_lstm_forward(x[:2], wi, wh)

@@ -120,7 +120,11 @@ def test_the_default_is_what_this_process_may_use() -> None:
     assert 1 <= int(free.stdout) <= len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (1025, ValueError), (1.5, TypeError), (True, TypeError), ("2", TypeError), (2**70, ValueError)])  # fmt: skip
+BAD_NUMBERS = [(0, ValueError), (-1, ValueError), (1025, ValueError), (2**70, ValueError),
+               (1.5, TypeError), (True, TypeError), ("2", TypeError)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "error"), BAD_NUMBERS)
 def test_a_bad_number_of_threads(n: object, error: type[Exception]) -> None:
     before = fusecell.get_num_threads()
     with pytest.raises(error, match="n: expected"):

@@ -20,13 +20,11 @@ class Error : public std::runtime_error {
   Kind kind_;
 };
 
-[[noreturn]] inline void value_error(const std::string& argument, const std::string& expected,
-                                     const std::string& got) {
+[[noreturn]] inline void value_error(const std::string& argument, const std::string& expected, const std::string& got) {
   throw Error(Error::Kind::value, argument, expected, got);
 }
 
-[[noreturn]] inline void type_error(const std::string& argument, const std::string& expected,
-                                    const std::string& got) {
+[[noreturn]] inline void type_error(const std::string& argument, const std::string& expected, const std::string& got) {
   throw Error(Error::Kind::type, argument, expected, got);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
-// The activations, each with its adjoint directly below it. An adjoint takes (x, y, dy) and returns dx; it reads y alone
-// only where y determines the derivative. Corner derivatives are torch's, relu's at 0 is an argument. NaN in, NaN out.
+// The activations, each with its adjoint directly below it. An adjoint takes (x, y, dy) and returns dx; it reads y
+// alone only where y determines the derivative. Corner derivatives are torch's, relu's at 0 is an argument. NaN in, NaN
+// out.
 
 #include "base/macros.h"
 #include "cell/math.h"
@@ -23,12 +24,21 @@ enum class Activation : int {
 
 template <class S>
 struct ActivationParameters {
-  S slope = S(0.01);   // leaky_relu
-  S alpha = S(1);      // elu
-  S at_zero = S(0);    // relu's derivative at exactly 0
+  S slope = S(0.01);  // leaky_relu
+  S alpha = S(1);     // elu
+  S at_zero = S(0);   // relu's derivative at exactly 0
 };
 
 // ------------------------------------------------------------------------------------------------------- smooth
+template <class S>
+FUSECELL_HD S identity(S x) {
+  return x;
+}
+template <class S>
+FUSECELL_HD S identity_adjoint(S y, S dy) {
+  return y == y ? dy : y;
+}
+
 template <class S>
 FUSECELL_HD S sigmoid(S x) {  // e = exp(-|x|) <= 1 keeps both tails accurate
   const S e = exp_(-abs_(x));
@@ -46,7 +56,7 @@ FUSECELL_HD S tanh_(S x) {  // -expm1(-2|x|) / (2 + expm1(-2|x|)): no cancellati
 }
 template <class S>
 FUSECELL_HD S tanh_adjoint(S y, S dy) {
-  return dy * (S(1) - y * y);
+  return dy * ((S(1) - y) * (S(1) + y));  // 1 - y y would lose the tail's bits
 }
 
 template <class S>
@@ -145,7 +155,7 @@ template <class S>
 FUSECELL_HD S activate(Activation kind, const ActivationParameters<S>& p, S x) {
   switch (kind) {
     case Activation::identity:
-      return x;
+      return identity(x);
     case Activation::sigmoid:
       return sigmoid(x);
     case Activation::tanh:
@@ -173,7 +183,7 @@ template <class S>
 FUSECELL_HD S activate_adjoint(Activation kind, const ActivationParameters<S>& p, S x, S y, S dy) {
   switch (kind) {
     case Activation::identity:
-      return dy;
+      return identity_adjoint(y, dy);
     case Activation::sigmoid:
       return sigmoid_adjoint(y, dy);
     case Activation::tanh:

@@ -31,9 +31,7 @@ struct AnyActivation {
   ActivationParameters<S> parameters;
 
   FUSECELL_HD_METHOD S gate(S a) const { return activate(gate_kind, parameters, a); }
-  FUSECELL_HD_METHOD S gate_adjoint(S a, S y, S dy) const {
-    return activate_adjoint(gate_kind, parameters, a, y, dy);
-  }
+  FUSECELL_HD_METHOD S gate_adjoint(S a, S y, S dy) const { return activate_adjoint(gate_kind, parameters, a, y, dy); }
   FUSECELL_HD_METHOD S state(S a) const { return activate(state_kind, parameters, a); }
   FUSECELL_HD_METHOD S state_adjoint(S a, S y, S dy) const {
     return activate_adjoint(state_kind, parameters, a, y, dy);

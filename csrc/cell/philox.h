@@ -27,8 +27,7 @@ FUSECELL_HD Philox4 philox4x32(Philox4 counter, uint32_t key0, uint32_t key1) {
 // The four numbers of elements 4 * group .. 4 * group + 3 in the given stream of (seed, offset).
 FUSECELL_HD Philox4 philox_group(uint64_t seed, uint64_t offset, uint32_t stream, uint64_t group) {
   const uint64_t position = offset + group;
-  return philox4x32({{uint32_t(position), uint32_t(position >> 32), stream, 0}}, uint32_t(seed),
-                    uint32_t(seed >> 32));
+  return philox4x32({{uint32_t(position), uint32_t(position >> 32), stream, 0}}, uint32_t(seed), uint32_t(seed >> 32));
 }
 
 }  // namespace fusecell

@@ -1,6 +1,6 @@
 #pragma once
-// What the bindings call. Arguments are validated; scratch has at least the bytes that the *_scratch function of the same shape and
-// number of workers asks for. Nothing here allocates but a few small tables on the heap.
+// What the bindings call. Arguments are validated; scratch has at least the bytes that the *_scratch function of the
+// same shape and number of workers asks for. Nothing here allocates but a few small tables on the heap.
 
 #include <cstdint>
 #include <vector>

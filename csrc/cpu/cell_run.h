@@ -1,6 +1,6 @@
 #pragma once
-// The pointwise tier over a run of at most kCellRun pixels of one channel. Operands that an option turns off, or that are one
-// number for the channel, are laid out as arrays first, so that one loop without branches serves every option.
+// The pointwise tier over a run of at most kCellRun pixels of one channel. Operands that an option turns off, or that
+// are one number for the channel, are laid out as arrays first, so that one loop without branches serves every option.
 
 #include "cell/gates.h"
 #include "cpu/kernels.h"

@@ -1,6 +1,6 @@
 #pragma once
-// One time step of the pointwise tier over a batch: cuts [B, C, P] into runs and points each at its operands. The gates op
-// and the ConvLSTM sequence both go through here.
+// One time step of the pointwise tier over a batch: cuts [B, C, P] into runs and points each at its operands. The gates
+// op and the ConvLSTM sequence both go through here.
 
 #include <algorithm>
 #include <vector>
@@ -37,8 +37,7 @@ struct Cell {
   Cell(const CellOptions& options, const CellShape& cell, int64_t C, int64_t P, const Tensor& bias_tensor,
        const Tensor& peephole_tensor, const Tensor& mask_h, const Tensor& mask_c)
       : channels(C), pixels(P), shape(cell), zoneout_h(S(options.zoneout_h)), zoneout_c(S(options.zoneout_c)) {
-    flags = {peephole_tensor.present, mask_h.present || options.zoneout_h > 0,
-             mask_c.present || options.zoneout_c > 0};
+    flags = {peephole_tensor.present, mask_h.present || options.zoneout_h > 0, mask_c.present || options.zoneout_c > 0};
     activation = {S(options.slope), S(1), S(options.relu_at_zero)};
     bias = {bias_tensor.as<const S>(), cell.bias_per_pixel};
     peephole = {peephole_tensor.as<const S>(), cell.peephole_per_pixel};
@@ -85,8 +84,8 @@ struct BackwardStep {
   bool detach = false;                             // the states before the step get no gradient
 };
 
-// The gradients of bias and peepholes over all the steps. A task owns its channel and pixels and walks the batch in order;
-// sums over pixels are kept per task and added up at the end, so the order never depends on the threads.
+// The gradients of bias and peepholes over all the steps. A task owns its channel and pixels and walks the batch in
+// order; sums over pixels are kept per task and added up at the end, so the order never depends on the threads.
 template <class S>
 class CellGradients {
  public:

@@ -61,8 +61,9 @@ void forward(const Conv2dForward& args, const Conv2dShape& shape, void* scratch,
       conv.out_channels, plan.count, plan.kernels.mr, 0, plan.count,
       [&](int64_t row, int64_t k) { return weight[row * plan.count + k]; }, plan.weights);
   const std::vector<uint8_t> active(static_cast<size_t>(shape.batch), 1);
-  pack<S>(plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
-          plan.packed);
+  pack<S>(
+      plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
+      plan.packed);
   parallel_for(plan.blocks.tasks(), workers, [&](int64_t task, int worker) {
     const Block block = block_of_task(plan.blocks, task);
     S* z = plan.z + worker * plan.blocks.z_size();
@@ -96,8 +97,9 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratc
   }
   if (args.dweight.present) {
     fill_input_offsets(conv, plan.in, plan.offset);
-    pack<S>(plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
-            plan.packed);
+    pack<S>(
+        plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
+        plan.packed);
     S* dweight = args.dweight.as<S>();
     std::fill(dweight, dweight + args.dweight.size(), S(0));
     add_weight_gradient(plan.kernels, conv, plan.in, plan.packed, plan.offset, plan.gradient, plan.dz, active, workers,

@@ -1,7 +1,7 @@
-// The ConvLSTM sequence on the CPU. Forward: per step, pack x_t and h', then one task per block of pixels convolves both
-// into z and runs the gates on it while it is in the cache; z never reaches main memory. Backward: per step, the gate
-// adjoint, then the weights' gradients and the two convolutions backwards while dz is in the cache: the chunk of steps
-// whose dz is kept is a single one.
+// The ConvLSTM sequence on the CPU. Forward: per step, pack x_t and h', then one task per block of pixels convolves
+// both into z and runs the gates on it while it is in the cache; z never reaches main memory. Backward: per step, the
+// gate adjoint, then the weights' gradients and the two convolutions backwards while dz is in the cache: the chunk of
+// steps whose dz is kept is a single one.
 
 #include <algorithm>
 #include <vector>
@@ -62,8 +62,9 @@ class StepForward {
   void pack_inputs(const ForwardStep<S>& step, const S* dropout_mask) {
     const int64_t image = shape_.input.in_channels * shape_.input.in_pixels();
     pack<S>(in_, step.active, [&](int64_t b) { return step.x + b * image; }, nullptr, workers_, x_);
-    pack<S>(state_, step.active, [&](int64_t b) { return step.h_before[static_cast<size_t>(b)]; }, dropout_mask,
-            workers_, h_);
+    pack<S>(
+        state_, step.active, [&](int64_t b) { return step.h_before[static_cast<size_t>(b)]; }, dropout_mask, workers_,
+        h_);
   }
 
   void run(const Cell<S>& cell, const ForwardStep<S>& step) {
@@ -89,7 +90,8 @@ class StepForward {
   int64_t pitch() const { return pitch_; }
 
  private:
-  void run_gates(const Cell<S>& cell, const ForwardStep<S>& step, const Block& block, int64_t channel, const S* z) const {
+  void run_gates(const Cell<S>& cell, const ForwardStep<S>& step, const Block& block, int64_t channel,
+                 const S* z) const {
     const int64_t C = shape_.channels, P = shape_.pixels(), b = block.b;
     const int64_t first = block.row0 * shape_.input.out[1] + block.column0;
     const auto at_or_null = [](auto* base, int64_t at) { return base ? base + at : nullptr; };
@@ -296,8 +298,9 @@ class Backward {
     }
     gates_adjoint(s, forward);
     const int64_t image = 4 * sample_;
-    pack<S>(plan_.gradient, forward.active, [&](int64_t b) { return plan_.dz + b * image; }, nullptr, workers_,
-            plan_.packed_dz);
+    pack<S>(
+        plan_.gradient, forward.active, [&](int64_t b) { return plan_.dz + b * image; }, nullptr, workers_,
+        plan_.packed_dz);
     weight_gradients(forward.active);
     if (!detaches(s)) {
       plan_.of_h.run(plan_.kernels, plan_.packed_dz, forward.active, args_.dropout_mask.as<const S>(), true, workers_,

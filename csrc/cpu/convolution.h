@@ -1,6 +1,6 @@
 #pragma once
-// Convolutions as correlations over packed images (kernels.h): the packing, the tables of offsets, the order of the weights,
-// and the cutting into tasks. The tasks depend on the shape alone, never on the number of threads.
+// Convolutions as correlations over packed images (kernels.h): the packing, the tables of offsets, the order of the
+// weights, and the cutting into tasks. The tasks depend on the shape alone, never on the number of threads.
 
 #include <algorithm>
 #include <cstring>
@@ -15,8 +15,9 @@
 namespace fusecell::cpu {
 
 constexpr int64_t kPlaneSlack = 16;  // zeros behind each plane: the weight gradient's last vector may reach over
-constexpr int64_t kImageSlack = 64;  // behind the last image: the correlation's last tile may; its excess is thrown away
-constexpr int64_t kTilePixels = 512; // pixels of an output block: with 64 rows of z, 128 KB in the second-level cache
+constexpr int64_t kImageSlack =
+    64;  // behind the last image: the correlation's last tile may; its excess is thrown away
+constexpr int64_t kTilePixels = 512;  // pixels of an output block: with 64 rows of z, 128 KB in the second-level cache
 constexpr int64_t kTileRows = 64;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -88,8 +89,12 @@ inline int64_t input_rows(const ConvolutionShape& conv, int axis) {
 }
 
 inline Packing input_packing(const ConvolutionShape& conv, int64_t pitch) {
-  return {conv.in_channels, {conv.in[0], conv.in[1]}, {conv.stride[0], conv.stride[1]},
-          {conv.pad_low[0], conv.pad_low[1]}, input_rows(conv, 0), pitch};
+  return {conv.in_channels,
+          {conv.in[0], conv.in[1]},
+          {conv.stride[0], conv.stride[1]},
+          {conv.pad_low[0], conv.pad_low[1]},
+          input_rows(conv, 0),
+          pitch};
 }
 
 // The output's gradient, packed so that every convolution of `convs` can walk it backwards.
@@ -123,8 +128,8 @@ inline void fill_input_offsets(const ConvolutionShape& conv, const Packing& pack
   for (int64_t i = 0; i < conv.in_channels; ++i) {
     for (int64_t kh = 0; kh < conv.kernel[0]; ++kh) {
       for (int64_t kw = 0; kw < conv.kernel[1]; ++kw) {
-        const int64_t phase = (i * packing.phases[0] + tap_phase(conv, 0, kh)) * packing.phases[1] +
-                              tap_phase(conv, 1, kw);
+        const int64_t phase =
+            (i * packing.phases[0] + tap_phase(conv, 0, kh)) * packing.phases[1] + tap_phase(conv, 1, kw);
         *offset++ = phase * packing.plane() + tap_shift(conv, 0, kh) * packing.pitch + tap_shift(conv, 1, kw);
       }
     }
@@ -144,8 +149,8 @@ void pack_weights(int64_t rows, int64_t count, int64_t mr, int64_t k_first, int6
 }
 
 // -------------------------------------------------------------------------------------------------------------- tasks
-// Output blocks: (image, group of rows of z, block of pixels). A block of pixels is whole image rows, or a piece of one row
-// where rows are long; either way its pixels are neighbours in memory.
+// Output blocks: (image, group of rows of z, block of pixels). A block of pixels is whole image rows, or a piece of one
+// row where rows are long; either way its pixels are neighbours in memory.
 struct Blocks {
   int64_t batch, weight_rows, image_row0, image_row1, columns, pitch;
 
@@ -190,8 +195,8 @@ CorrelateTile<S> tile_of_block(const Block& block, int64_t pitch, Source<S> firs
   return {{first, second}, weights, block.m0, block.m1, block.row0, block.row1, block.columns(), pitch, z};
 }
 
-// ------------------------------------------------------------------------------------- gradient of a convolution's input
-// One correlation over the packed gradient for each phase of the stride (stride 1: the flipped kernel).
+// ------------------------------------------------------------------------------------- gradient of a convolution's
+// input One correlation over the packed gradient for each phase of the stride (stride 1: the flipped kernel).
 template <class S>
 class InputGradient {
  public:
@@ -239,7 +244,8 @@ class InputGradient {
       pack_weights(
           conv_.in_channels, count, mr, 0, count,
           [&](int64_t i, int64_t k) {
-            return weight[(k / taps * conv_.in_channels + i) * conv_.taps() + phase.taps[static_cast<size_t>(k % taps)]];
+            return weight[(k / taps * conv_.in_channels + i) * conv_.taps() +
+                          phase.taps[static_cast<size_t>(k % taps)]];
           },
           phase.weights);
     }
@@ -284,8 +290,7 @@ class InputGradient {
     for (int64_t i = block.m0; i < block.m1; ++i) {
       for (int64_t r = block.row0; r < block.row1; ++r) {
         const int64_t row = r * conv_.stride[0] + phase.residue[0] - conv_.pad_low[0];
-        const int64_t column =
-            (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];
+        const int64_t column = (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];
         const int64_t at = ((block.b * conv_.in_channels + i) * conv_.in[0] + row) * conv_.in[1] + column;
         const S* from = z + (i - block.m0) * block.pixels() + (r - block.row0) * block.columns();
         for (int64_t c = 0; c < block.columns(); ++c) {

@@ -8,7 +8,8 @@
 namespace fusecell::cpu {
 namespace {
 
-// mr x (vectors * lanes) accumulators and one row of the image must fit the registers: 32 of them with AVX-512, else 16.
+// mr x (vectors * lanes) accumulators and one row of the image must fit the registers: 32 of them with AVX-512,
+// else 16.
 template <class S>
 struct Tile {
 #if defined(__AVX512F__)

@@ -1,4 +1,5 @@
-// Activations, softmax, norms, clipping and masks over whole arrays: cut into chunks whose size never depends on the threads.
+// Activations, softmax, norms, clipping and masks over whole arrays: cut into chunks whose size never depends on the
+// threads.
 
 #include <algorithm>
 #include <cmath>
@@ -141,8 +142,7 @@ void softmax_backward(const Tensor& y, const Tensor& dy, const Tensor& dx, int64
   with_scalar(y.dtype, [&](auto s) {
     using S = decltype(s);
     for_lines(y.size(), extent, stride, workers, [&](int64_t at) {
-      kernels().get<S>().softmax_backward(extent, stride, y.as<const S>() + at, dy.as<const S>() + at,
-                                          dx.as<S>() + at);
+      kernels().get<S>().softmax_backward(extent, stride, y.as<const S>() + at, dy.as<const S>() + at, dx.as<S>() + at);
     });
   });
 }
@@ -150,8 +150,7 @@ void softmax_backward(const Tensor& y, const Tensor& dy, const Tensor& dx, int64
 double norm(const std::vector<Tensor>& tensors, Norm kind, int workers) {
   switch (kind) {
     case Norm::one:
-      return total(
-          partials(tensors, workers, [](const auto& k, int64_t n, const auto* x) { return k.sum_abs(n, x); }));
+      return total(partials(tensors, workers, [](const auto& k, int64_t n, const auto* x) { return k.sum_abs(n, x); }));
     case Norm::two:
       return two_norm(tensors, workers);
     case Norm::infinity:
@@ -169,9 +168,8 @@ bool any_above(const Tensor& tensor, double threshold, int workers) {
 void scale(const Tensor& tensor, double factor, int workers) {
   with_scalar(tensor.dtype, [&](auto s) {
     using S = decltype(s);
-    for_chunks(tensor.size(), workers, [&](int64_t first, int64_t n, int64_t) {
-      kernels().get<S>().scale(n, factor, tensor.as<S>() + first);
-    });
+    for_chunks(tensor.size(), workers,
+               [&](int64_t first, int64_t n, int64_t) { kernels().get<S>().scale(n, factor, tensor.as<S>() + first); });
   });
 }
 
@@ -185,7 +183,8 @@ void clamp(const Tensor& tensor, double limit, int workers) {
 }
 
 void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, int workers) {
-  const auto threshold = static_cast<uint64_t>(rate * 4294967296.0 + 0.5);  // floor: 1 with probability threshold / 2^32
+  const auto threshold =
+      static_cast<uint64_t>(rate * 4294967296.0 + 0.5);  // floor: 1 with probability threshold / 2^32
   for_chunks(out.size(), workers, [&](int64_t first, int64_t n, int64_t) {  // first is a multiple of 4
     for (int64_t i = first; i < first + n; i += 4) {
       const Philox4 numbers = philox_group(seed, offset, stream, static_cast<uint64_t>(i) / 4);

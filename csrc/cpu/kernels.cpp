@@ -1,5 +1,6 @@
-// Compiled once per instruction set (CMakeLists.txt), each time with another FUSECELL_ISA. It uses nothing of the standard
-// library: a template of it, compiled here with wide instructions, could be the copy that the linker keeps for all.
+// Compiled once per instruction set (CMakeLists.txt), each time with another FUSECELL_ISA. It uses nothing of the
+// standard library: a template of it, compiled here with wide instructions, could be the copy that the linker keeps for
+// all.
 
 #include "cpu/kernels.h"
 

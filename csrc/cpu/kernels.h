@@ -1,6 +1,6 @@
 #pragma once
-// The inner loops of the CPU backend, as a table of functions: kernels.cpp is compiled once per instruction set, isa.cpp
-// picks a table at run time. Nothing here allocates, throws or knows of threads.
+// The inner loops of the CPU backend, as a table of functions: kernels.cpp is compiled once per instruction set,
+// isa.cpp picks a table at run time. Nothing here allocates, throws or knows of threads.
 
 #include <cstddef>
 #include <cstdint>
@@ -10,8 +10,9 @@
 
 namespace fusecell::cpu {
 
-// A source image as the correlation reads it: packed with its zero padding, so that output pixel q (= row * pitch + column)
-// and the k-th weight meet at base[offset[k] + q]. Two sources make one sum: the input's and the state's convolution.
+// A source image as the correlation reads it: packed with its zero padding, so that output pixel q (= row * pitch +
+// column) and the k-th weight meet at base[offset[k] + q]. Two sources make one sum: the input's and the state's
+// convolution.
 template <class S>
 struct Source {
   const S* base = nullptr;
@@ -26,7 +27,7 @@ struct CorrelateTile {
   const S* weights;  // [panels][count of both sources][mr]
   int64_t m0, m1;    // m0 a multiple of mr
   int64_t row0, row1, columns, pitch;
-  S* z;              // [m1 - m0 rounded up to mr][(row1 - row0) * columns]
+  S* z;  // [m1 - m0 rounded up to mr][(row1 - row0) * columns]
 };
 
 // dweight[m][k] += sum over images b and pixels q of dz[b][m][q] * source[b][offset[k] + q].
@@ -34,11 +35,11 @@ template <class S>
 struct WeightGradientTile {
   const S* source;
   const int64_t* offset;
-  int64_t source_stride;  // between images
-  const S* dz;            // zero outside the image's columns
+  int64_t source_stride;        // between images
+  const S* dz;                  // zero outside the image's columns
   int64_t dz_stride, dz_pitch;  // between images, between channels
-  const uint8_t* active;  // [batch]; images that take part
-  int64_t batch, pixels;  // pixels: the flattened, padded extent
+  const uint8_t* active;        // [batch]; images that take part
+  int64_t batch, pixels;        // pixels: the flattened, padded extent
   int64_t m0, m1, k0, k1;
   S* dweight;
   int64_t dweight_pitch;
@@ -51,7 +52,7 @@ struct CellRun {
   CellFlags flags;
   Activation gate_kind, state_kind;
   ActivationParameters<S> activation;
-  const S *peephole_pixel[3], *c, *h;              // c' (never null) and h'
+  const S *peephole_pixel[3], *c, *h;  // c' (never null) and h'
   S peephole_channel[3];
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // null: the rates
   S zoneout_h, zoneout_c;
@@ -61,18 +62,18 @@ template <class S>
 struct CellForwardRun : CellRun<S> {
   const S *z[4], *bias_pixel[4];
   S bias_channel[4];
-  S *h_out, *c_out;   // may alias h and c
-  S *y, *c_saved;     // copies
-  S* gates[4];        // any output may be null
+  S *h_out, *c_out;  // may alias h and c
+  S *y, *c_saved;    // copies
+  S* gates[4];       // any output may be null
 };
 
 template <class S>
 struct CellBackwardRun : CellRun<S> {
   const S* gates[4];
-  S *dh, *dc;              // in: with respect to the step's outputs; out: to its inputs (dh without the convolution's part)
+  S *dh, *dc;  // in: with respect to the step's outputs; out: to its inputs (dh without the convolution's part)
   S* dz[4];
-  S *dbias_pixel[4], *dpeephole_pixel[3];          // += ; may be null
-  double *dbias_channel, *dpeephole_channel;       // [4], [3], += ; may be null
+  S *dbias_pixel[4], *dpeephole_pixel[3];     // += ; may be null
+  double *dbias_channel, *dpeephole_channel;  // [4], [3], += ; may be null
 };
 
 template <class S>

@@ -86,8 +86,8 @@ class Pool {
   int threads_ = 0;
 };
 
-// Never destroyed: its threads wait in it until the process ends. After a fork the child has none of the threads, and the
-// mutex may be held by one that is gone, so the child gets a new pool and forgets the old one.
+// Never destroyed: its threads wait in it until the process ends. After a fork the child has none of the threads, and
+// the mutex may be held by one that is gone, so the child gets a new pool and forgets the old one.
 std::atomic<Pool*> pool_of_process{nullptr};
 
 Pool& pool() {

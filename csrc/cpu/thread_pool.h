@@ -9,7 +9,7 @@ namespace fusecell::cpu {
 
 void set_num_threads(int64_t n);  // throws Error unless 1 <= n <= 1024
 int num_threads();
-int default_num_threads();        // the cores this process may use: its affinity and its control group's quota
+int default_num_threads();  // the cores this process may use: its affinity and its control group's quota
 
 struct PoolStatistics {
   int64_t parallel_regions;  // regions handed to the pool

@@ -24,14 +24,14 @@ struct ConvLstmForward {
   Tensor dropout_mask;                    // [B, C, H, W]
   Tensor zoneout_mask_h, zoneout_mask_c;  // [T, B, C, H, W] uint8
   ConvLstmOptions options;
-  Tensor y, h_n, c_n;                     // [T, B, C, H, W], [B, C, H, W] twice
-  Tensor gates, c;                        // saved: [T, B, 4C, H, W] and [T, B, C, H, W]; each may be absent
+  Tensor y, h_n, c_n;  // [T, B, C, H, W], [B, C, H, W] twice
+  Tensor gates, c;     // saved: [T, B, 4C, H, W] and [T, B, C, H, W]; each may be absent
 };
 
-struct ConvLstmBackward : ConvLstmForward {  // reads y and c; makes the gates again where they are absent
-  Tensor dy, dh_n, dc_n;                     // each may be absent: zero
+struct ConvLstmBackward : ConvLstmForward {             // reads y and c; makes the gates again where they are absent
+  Tensor dy, dh_n, dc_n;                                // each may be absent: zero
   Tensor dx, dweight_ih, dweight_hh, dbias, dpeephole;  // each may be absent: not computed
-  Tensor dh_0, dc_0;                         // always: the running gradients of the state live here
+  Tensor dh_0, dc_0;                                    // always: the running gradients of the state live here
 };
 
 struct ConvLstmShape {

@@ -1,5 +1,6 @@
 #pragma once
-// A 2-D cross-correlation: out[o] = sum over i, kh, kw of weight[o, i, kh, kw] * in[i, oh * stride + kh * dilation - pad].
+// A 2-D cross-correlation: out[o] = sum over i, kh, kw of weight[o, i, kh, kw] * in[i, oh * stride + kh * dilation -
+// pad].
 
 #include <cstdint>
 #include <string>
@@ -11,8 +12,8 @@ namespace fusecell {
 struct ConvolutionOptions {
   int64_t stride[2] = {1, 1};
   int64_t dilation[2] = {1, 1};
-  std::string padding = "same";            // "same", "valid" or "explicit"
-  int64_t pad[2][2] = {{0, 0}, {0, 0}};    // [h, w][low, high], read when padding is "explicit"
+  std::string padding = "same";          // "same", "valid" or "explicit"
+  int64_t pad[2][2] = {{0, 0}, {0, 0}};  // [h, w][low, high], read when padding is "explicit"
 };
 
 struct ConvolutionShape {
@@ -28,12 +29,12 @@ struct ConvolutionShape {
 struct Conv2dForward {
   Tensor x, weight, bias;  // [B, I, H, W], [O, I, kh, kw], [O] or absent
   ConvolutionOptions options;
-  Tensor y;                // [B, O, H', W']
+  Tensor y;  // [B, O, H', W']
 };
 
 struct Conv2dBackward : Conv2dForward {
-  Tensor dy;                    // y of the forward is not read
-  Tensor dx, dweight, dbias;    // each may be absent: then it is not computed
+  Tensor dy;                  // y of the forward is not read
+  Tensor dx, dweight, dbias;  // each may be absent: then it is not computed
 };
 
 struct Conv2dShape {

@@ -28,7 +28,7 @@ struct LstmGatesForward {
   Tensor z, c, h, bias, peephole;         // [B, 4C, ...], [B, C, ...], as c, [4C] | [4C, ...], [3C] | [3C, ...]
   Tensor zoneout_mask_h, zoneout_mask_c;  // [B, C, ...] uint8, 1 keeps the old state
   CellOptions options;
-  Tensor h_out, c_out, gates;             // gates may be absent
+  Tensor h_out, c_out, gates;  // gates may be absent
 };
 
 struct LstmGatesBackward : LstmGatesForward {  // z, h_out and c_out of the forward are not read

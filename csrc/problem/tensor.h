@@ -16,7 +16,7 @@ struct Tensor {
   DType dtype = DType::unknown;
   std::string dtype_given;  // as the caller named it, for messages
   Shape shape;
-  bool present = false;     // an optional argument that was not given is absent; an empty array is present
+  bool present = false;  // an optional argument that was not given is absent; an empty array is present
 
   template <class S>
   S* as() const {

@@ -256,8 +256,8 @@ Conv2dShape validate(const Conv2dForward& args, Stage stage) {
 
 Conv2dShape validate(const Conv2dBackward& args, Stage stage) {
   const Conv2dShape shape = validate(static_cast<const Conv2dForward&>(args), Stage::plan);
-  expect("dy", args.dy, shape.dtype,
-         {shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]}, required_at_run(stage));
+  expect("dy", args.dy, shape.dtype, {shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]},
+         required_at_run(stage));
   expect("dx", args.dx, shape.dtype, args.x.shape, Need::optional);
   expect("dweight", args.dweight, shape.dtype, args.weight.shape, Need::optional);
   expect("dbias", args.dbias, shape.dtype, {shape.conv.out_channels}, Need::optional);
@@ -280,8 +280,7 @@ LstmGatesShape validate(const LstmGatesForward& args, Stage stage) {
 
   const Shape gates = joined({shape.batch, 4 * shape.channels}, shape.spatial);
   expect("z", args.z, dtype, gates, Need::required);
-  shape.cell.bias_per_pixel =
-      expect_per_channel_or_pixel("bias", args.bias, dtype, 4 * shape.channels, shape.spatial);
+  shape.cell.bias_per_pixel = expect_per_channel_or_pixel("bias", args.bias, dtype, 4 * shape.channels, shape.spatial);
   shape.cell.peephole_per_pixel =
       expect_per_channel_or_pixel("peephole", args.peephole, dtype, 3 * shape.channels, shape.spatial);
   const bool zoneout_h = args.zoneout_mask_h.present || args.options.zoneout_h > 0;

@@ -73,7 +73,8 @@ def _parameter(
 ) -> Array | None:
     if kind is None:
         return None
-    return scale * rng.standard_normal((channels,) if kind == "channel" else (channels, *spatial))
+    values: Array = scale * rng.standard_normal((channels,) if kind == "channel" else (channels, *spatial))
+    return values
 
 
 def _conv_lstm(rng: np.random.Generator, shape: dict[str, Any], options: dict[str, Any]) -> Arrays:
@@ -255,7 +256,7 @@ def upstream_of(outputs: list[Array], seed: int = 1) -> list[Array]:
 
 
 def largest_error(got: Results, expected: Results) -> float:
-    """The largest deviation over all results, each relative to the largest value of its own; inf if shapes or names differ."""
+    """The largest deviation, relative to the largest value of each result; inf if shapes or names differ."""
     if set(got) != set(expected):
         return float("inf")
     worst = 0.0

@@ -1,7 +1,7 @@
 """From arrays to a backend: describes memory, allocates outputs, picks the module that computes.
 
-Everything that calls the compiled core goes through here: `ops` with NumPy arrays, and each framework's adapter with its
-own tensors. Nothing here knows what an op means; the rules about arguments are the core's.
+Everything that calls the compiled core goes through here: `ops` with NumPy arrays, and each framework's adapter with
+its own tensors. Nothing here knows what an op means; the rules about arguments are the core's.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from pathlib import Path
 import fusecell
 from fusecell import _dispatch
 
-
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 

@@ -11,8 +11,8 @@ Options of the cell, the same for every op that has one (keyword only):
 | option | meaning |
 |---|---|
 | `stride`, `dilation` | of the input convolution: int or (h, w) |
-| `padding` | of the input convolution: "same" and "valid" as Keras means them, int, (h, w) or ((low, high), (low, high)) |
-| `recurrent_activation` | σ: "sigmoid", "hard_sigmoid" (relu6(x + 3) / 6), "hard_sigmoid_keras2" (clip(0.2 x + 0.5, 0, 1)) |
+| `padding` | of the input convolution: "same", "valid" (as Keras), int, (h, w) or ((low, high), (low, high)) |
+| `recurrent_activation` | σ: "sigmoid", "hard_sigmoid" (torch, Keras 3), "hard_sigmoid_keras2" (Keras 2) |
 | `activation` | φ: "tanh", "relu", "leaky_relu", "hard_tanh", "softsign", "identity" |
 | `slope` | of leaky_relu |
 | `relu_at_zero` | the derivative of relu at exactly 0: 0, 0.5 or 1 |
@@ -353,8 +353,8 @@ def conv_lstm_step_forward(
 ) -> tuple[Array, Array, SavedConvLSTM | None]:
     """One step: `conv_lstm_forward` without the time axis, for loops that feed predictions back or stream frames.
 
-    x [B, Cin, Hin, Win], h and c [B, C, H, W] (None: zero), zoneout masks [B, C, H, W]. Other options as for the sequence,
-    but lengths, reverse and truncation, which a single step has not.
+    x [B, Cin, Hin, Win], h and c [B, C, H, W] (None: zero), zoneout masks [B, C, H, W]. Other options as for the
+    sequence, but lengths, reverse and truncation, which a single step has not.
 
     Returns the new h and c [B, C, H, W] and what backward needs. Raises TypeError, ValueError.
     """
@@ -364,11 +364,9 @@ def conv_lstm_step_forward(
     x = _array("x", x)
     if x.ndim != 4:
         raise ValueError(f"x: expected shape [B, Cin, Hin, Win], got {x.shape}")
-    masks = {
-        name: None if mask is None else _array(name, mask)[None]
-        for name, mask in (("zoneout_mask_h", zoneout_mask_h), ("zoneout_mask_c", zoneout_mask_c))
-    }
-    _, h_n, c_n, saved = conv_lstm_forward(x[None], weight_ih, weight_hh, bias, peephole, h, c, **masks, **options)
+    for name, mask in (("zoneout_mask_h", zoneout_mask_h), ("zoneout_mask_c", zoneout_mask_c)):
+        options[name] = None if mask is None else _array(name, mask)[None]
+    _, h_n, c_n, saved = conv_lstm_forward(x[None], weight_ih, weight_hh, bias, peephole, h, c, **options)
     return h_n, c_n, saved
 
 
@@ -533,7 +531,8 @@ def activation_forward(name: str, x: Array, *, slope: float = 0.01, alpha: float
     """Apply an activation elementwise to an array of any shape.
 
     name: identity, sigmoid, tanh, relu, leaky_relu (slope), elu (alpha), softplus, hard_sigmoid (relu6(x + 3) / 6),
-    hard_sigmoid_keras2 (clip(0.2 x + 0.5, 0, 1)), hard_tanh or softsign. NaN in gives NaN out. Raises TypeError, ValueError.
+    hard_sigmoid_keras2 (clip(0.2 x + 0.5, 0, 1)), hard_tanh or softsign. NaN in gives NaN out.
+    Raises TypeError, ValueError.
     """
     x = _array("x", x)
     y = _dispatch.empty(x.shape, x.dtype)
@@ -546,7 +545,8 @@ def activation_backward(
 ) -> Array:
     """dx of y = activation(x), given x, y and dy of one shape.
 
-    At the corners the derivative is torch's; relu's at exactly 0 is `at_zero` (0, 0.5 or 1). Raises TypeError, ValueError.
+    At the corners the derivative is torch's; relu's at exactly 0 is `at_zero` (0, 0.5 or 1).
+    Raises TypeError, ValueError.
     """
     x, y, dy = _array("x", x), _array("y", y), _array("dy", dy)
     dx = _dispatch.empty(x.shape, x.dtype)
@@ -664,7 +664,8 @@ def clip_by_value_(gradients: Array | Sequence[Array], limit: float) -> None:
 def clip_if_any_exceeds_(gradients: Array | Sequence[Array], threshold: float) -> list[bool]:
     """The rule of hand-written scripts, for each array: if any |g| > threshold then g <- g / ‖g‖₂, in place.
 
-    Mind that the result has norm 1 whatever the threshold. Returns which arrays were scaled. Raises TypeError, ValueError.
+    Mind that the result has norm 1 whatever the threshold. Returns which arrays were scaled.
+    Raises TypeError, ValueError.
     """
     given, work = _gradients(gradients, in_place=True)
     bound = _positive("threshold", threshold)
@@ -678,13 +679,11 @@ def clip_if_any_exceeds_(gradients: Array | Sequence[Array], threshold: float) -
 
 
 # ------------------------------------------------------------------------------------------------------- masks
-def bernoulli(
-    shape: int | Sequence[int], rate: float, *, seed: int, offset: int = 0, stream: int = 0
-) -> Array:
+def bernoulli(shape: int | Sequence[int], rate: float, *, seed: int, offset: int = 0, stream: int = 0) -> Array:
     """A uint8 array that is 1 with probability `rate`, else 0: Philox4x32-10 (Salmon et al. 2011).
 
-    Element e is 1 iff word e % 4 of the block at counter offset + e // 4, in the given stream of the given seed, is below
-    rate * 2^32: the same on every backend. Raises TypeError, ValueError.
+    Element e is 1 iff word e % 4 of the block at counter offset + e // 4, in the given stream of the given seed, is
+    below rate * 2^32: the same on every backend. Raises TypeError, ValueError.
     """
     extents = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     out = _dispatch.empty(tuple(_integer("shape", n, 0) for n in extents), np.uint8)

@@ -90,6 +90,8 @@ def main(args: argparse.Namespace) -> int:
         good = error <= TOLERANCE[dtype]
         failed += not good
         verdict = "ok" if good else "FAILED"
-        sys.stdout.write(f"{op:<12}{backend:<9}{dtype:<9}{cases:>6}{error:>16.1e}{TOLERANCE[dtype]:>10.0e}  {verdict}\n")
+        sys.stdout.write(
+            f"{op:<12}{backend:<9}{dtype:<9}{cases:>6}{error:>16.1e}{TOLERANCE[dtype]:>10.0e}  {verdict}\n"
+        )
     sys.stdout.write("all within tolerance\n" if not failed else f"{failed} rows out of tolerance\n")
     return 1 if failed else 0

@@ -1,0 +1,54 @@
+"""The package as users and type checkers see it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fusecell
+from fusecell import _cpu, _dispatch, info, ops, reference, selftest
+
+PACKAGE = Path(fusecell.__file__).parent
+
+
+def test_one_version_everywhere() -> None:
+    assert fusecell.__version__ == importlib.metadata.version("fusecell") == _dispatch.build_info()["version"]
+
+
+def test_the_stubs_name_what_the_module_has() -> None:
+    stub = Path(__file__).parents[1] / "python" / "fusecell" / "_cpu.pyi"
+    declared = {node.name for node in ast.parse(stub.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert declared == {name for name in dir(_cpu) if not name.startswith("_")}
+
+
+def test_the_reference_has_every_op() -> None:
+    assert set(ops.__all__) <= set(reference.__all__)
+
+
+def test_importing_is_light() -> None:
+    heavy = "{'matplotlib', 'sklearn', 'imageio', 'PIL', 'torch', 'jax', 'keras', 'cupy', 'scipy', 'tqdm'}"
+    code = (
+        f"import sys, fusecell.ops, fusecell.layers, fusecell.optim; assert not {heavy} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_info_names_the_kernels_and_the_threads() -> None:
+    report = dict(info.report())
+    assert report["fusecell"] == fusecell.__version__
+    assert report["CPU kernels"].split()[0] in _dispatch.build_info()["isas_usable"]
+    assert report["threads"].startswith(f"{fusecell.get_num_threads()} ")
+
+
+def test_selftest_fails_when_an_op_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = ops.softmax_forward
+    monkeypatch.setattr(ops, "softmax_forward", lambda x, axis=-1: right(x, axis) * 1.001)
+    assert selftest.main(None) == 1  # type: ignore[arg-type]
+    assert "FAILED" in capsys.readouterr().out
