@@ -1,4 +1,4 @@
-"""More than 2^31 elements: every index must be 64 bits wide. Needs about 20 GB."""
+"""More than 2^31 elements: every index must be 64 bits wide. Needs about 18 GB."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ def test_masks() -> None:
 
 
 def test_a_sequence_whose_gates_pass_two_to_the_31() -> None:
-    """Samples are alike, so the last one, beyond 2^31 elements of y's gates, must equal the first."""
+    """The last step, beyond 2^31 elements of the gates, is that of a sequence of one, to the bit."""
     rng = np.random.default_rng(0)
-    batch, size = 131, 2048
-    one = rng.standard_normal((1, 1, 1, size, size)).astype(np.float32)
-    x = np.broadcast_to(one, (1, batch, 1, size, size))
-    wi, wh = rng.standard_normal((4, 1, 1, 1)).astype(np.float32), rng.standard_normal((4, 1, 1, 1)).astype(np.float32)
-    assert batch * 4 * size * size > 2**31
-    x = np.ascontiguousarray(x)
-    y, *_, saved = ops.conv_lstm_forward(x, wi, wh, save="gates")
-    assert np.array_equal(y[0, -1], y[0, 0])
+    steps, channels, size = 17, 8, 2048
+    x = rng.standard_normal((steps, 1, 1, size, size), dtype=np.float32)
+    wi, wh = (rng.standard_normal((4 * channels, n, 1, 1), dtype=np.float32) for n in (1, channels))
+    y, h_n, c_n, saved = ops.conv_lstm_forward(x, wi, wh)
     assert saved is not None
-    gates = saved.arrays["gates"]
+    gates, c = saved.arrays["gates"], saved.arrays["c"]
     assert gates is not None
-    assert np.array_equal(gates[0, -1], gates[0, 0])
+    assert c is not None
+    assert gates.size > 2**31
+    one, _, c_one, saved_one = ops.conv_lstm_forward(x[-1:], wi, wh, h_0=y[-2], c_0=c[-2])
+    assert saved_one is not None
+    assert np.array_equal(one[0], y[-1])
+    assert np.array_equal(h_n, y[-1])
+    assert np.array_equal(c_one, c_n)
+    assert np.array_equal(saved_one.arrays["gates"][0], gates[-1])  # type: ignore[index]
