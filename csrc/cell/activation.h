@@ -41,7 +41,7 @@ FUSECELL_HD S identity_adjoint(S y, S dy) {
 
 template <class S>
 FUSECELL_HD S sigmoid(S x) {  // e = exp(-|x|) <= 1 keeps both tails accurate
-  const S e = exp_(-abs_(x));
+  const S e = exp_of_negative(-abs_(x));
   return (x < S(0) ? e : S(1)) / (S(1) + e);
 }
 template <class S>
@@ -62,7 +62,7 @@ FUSECELL_HD S tanh_adjoint(S y, S dy) {
 template <class S>
 FUSECELL_HD S softplus(S x) {
   const S positive = x < S(0) ? S(0) : x;
-  return positive + log1p_of_unit(exp_(-abs_(x)));
+  return positive + log1p_of_unit(exp_of_negative(-abs_(x)));
 }
 template <class S>
 FUSECELL_HD S softplus_adjoint(S x, S dy) {
@@ -75,7 +75,7 @@ FUSECELL_HD S elu(S x, S alpha) {
 }
 template <class S>
 FUSECELL_HD S elu_adjoint(S x, S alpha, S dy) {
-  return x > S(0) ? dy : dy * alpha * exp_(x > S(0) ? S(0) : x);
+  return x > S(0) ? dy : dy * alpha * exp_of_negative(x > S(0) ? S(0) : x);
 }
 
 template <class S>

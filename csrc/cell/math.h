@@ -1,8 +1,9 @@
 #pragma once
-// exp, expm1 and log1p without branches or library calls, so that a compiler vectorises the loops around them and so
-// that host and device agree. Method: x = k ln2 + r with |r| <= ln2/2 (k by adding 1.5 * 2^m, which rounds to nearest),
-// the Taylor series of expm1(r) (its remainder is below 0.3 ulp), and 2^k in two factors so that the result may be
-// subnormal. Errors measured by tests/test_activations.py against extended precision.
+// exp, expm1 and log1p, each over the range that the activations need, without branches or library calls, so that a
+// compiler vectorises the loops around them and so that host and device agree. Method: x = k ln2 + r with |r| <= ln2/2
+// (k by adding 1.5 * 2^m, which rounds to nearest), the Taylor series of expm1(r) (its remainder is below 0.3 ulp), and
+// 2^k in two factors so that the result may be subnormal. Errors measured by tests/test_activations.py against extended
+// precision.
 
 #include <cstdint>
 
@@ -18,10 +19,10 @@ struct ExpConstants<float> {
   using Bits = uint32_t;
   static constexpr int kMantissaBits = 23;
   static constexpr uint32_t kBias = 127;
-  static constexpr float kRound = 12582912.0f;                 // 1.5 * 2^23
-  static constexpr float kLowest = -104.0f, kHighest = 89.0f;  // exp is 0 below and inf above
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float kLowest = -104.0f;     // exp is 0 below
   static constexpr float kLog2e = 1.44269504088896341f;
-  static constexpr float kLn2High = 0.693145751953125f;  // 12 trailing zero bits: k * high is exact
+  static constexpr float kLn2High = 0.693145751953125f;  // 9 trailing zero bits: k * high is exact
   static constexpr float kLn2Low = 1.42860682030941723e-6f;
   static constexpr int kTerms = 7;
 };
@@ -32,7 +33,7 @@ struct ExpConstants<double> {
   static constexpr int kMantissaBits = 52;
   static constexpr uint64_t kBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double kLowest = -746.0, kHighest = 710.0;
+  static constexpr double kLowest = -746.0;
   static constexpr double kLog2e = 1.44269504088896340736;
   static constexpr double kLn2High = 0.693147180369123816490;  // 32 trailing zero bits
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
@@ -48,8 +49,7 @@ struct Reduced {
 template <class S>
 FUSECELL_HD Reduced<S> reduce_exp(S x) {
   using E = ExpConstants<S>;
-  x = x < E::kLowest ? E::kLowest : x;  // both comparisons are false for NaN, which goes through
-  x = x > E::kHighest ? E::kHighest : x;
+  x = x < E::kLowest ? E::kLowest : x;  // false for NaN, which goes through
   const S shifted = x * E::kLog2e + E::kRound;
   const S k = shifted - E::kRound;
   const S r = (x - k * E::kLn2High) - k * E::kLn2Low;
@@ -65,7 +65,7 @@ FUSECELL_HD S power_of_two(typename ExpConstants<S>::Bits k) {
 }
 
 template <class S>
-FUSECELL_HD S exp_(S x) {
+FUSECELL_HD S exp_of_negative(S x) {
   using E = ExpConstants<S>;
   const Reduced<S> reduced = reduce_exp(x);
   // Halves of k, shifted as a signed number: add an even bias, halve, take half of the bias off.

@@ -67,9 +67,9 @@ template <class S>
 void softmax_forward(int64_t extent, int64_t stride, const S* x, S* y) {
   S largest = x[0];
   for (int64_t i = 1; i < extent; ++i) largest = x[i * stride] > largest ? x[i * stride] : largest;
-  double total = 0;  // NaN in x: exp_ gives NaN, the total is NaN, and so is every output
+  double total = 0;  // one NaN makes the total NaN, and so every output
   for (int64_t i = 0; i < extent; ++i) {
-    const S e = exp_(x[i * stride] - largest);
+    const S e = exp_of_negative(x[i * stride] - largest);
     y[i * stride] = e;
     total += double(e);
   }
