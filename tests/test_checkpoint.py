@@ -38,12 +38,21 @@ def test_round_trip(tmp_path: Path, rng: np.random.Generator) -> None:
         assert (loaded[name].dtype, loaded[name].shape) == (array.dtype, array.shape), name
         assert loaded[name].tobytes() == np.ascontiguousarray(array).tobytes(), name
     assert os.listdir(tmp_path) == ["run.safetensors"]
+    before = path.read_bytes()
+    checkpoint.save(path, loaded, meta)
+    assert path.read_bytes() == before, "equal checkpoints are equal files"
+
+
+def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_VERSION", 2)
+    checkpoint.save(tmp_path / "run.safetensors", {}, {})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="of version 1, got version 2"):
+        checkpoint.load(tmp_path / "run.safetensors")
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_writing_that_fails_leaves_the_old_file(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writing_that_fails_leaves_the_old_file(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.safetensors"
     checkpoint.save(path, {"a": np.zeros(3)}, {"step": 1})
     before = path.read_bytes()
@@ -92,7 +101,7 @@ FOREIGN = {
     "text": (lambda path: path.write_text("hello, this is no checkpoint at all"), "damaged or foreign"),
     "zeros": (lambda path: path.write_bytes(bytes(1000)), "damaged or foreign"),
     "cut short": (write_cut_short, "damaged or foreign"),
-    "another program's": (write_foreign, "expected a 'fusecell checkpoint 1'"),
+    "another program's": (write_foreign, "got a safetensors file of another program"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "damaged or foreign"),
 }
 

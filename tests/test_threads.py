@@ -98,8 +98,12 @@ for _ in range(5):
     child = os.fork()
     if child == 0:
         _cpu.reset_pool_statistics()
-        same = all(ops.conv_lstm_forward(x, wi, wh)[0].tobytes() == parent.tobytes() for _ in range(5))
-        os._exit(0 if same and _cpu.pool_statistics()["parallel_regions"] > 0 else 1)
+        for _ in range(200):  # a helper of the child's own must turn up
+            if ops.conv_lstm_forward(x, wi, wh)[0].tobytes() != parent.tobytes():
+                os._exit(1)
+            if _cpu.pool_statistics()["most_workers"] >= 2:
+                os._exit(0)
+        os._exit(2)
     if os.waitpid(child, 0)[1] != 0:
         sys.exit("the child failed")
 assert ops.conv_lstm_forward(x, wi, wh)[0].tobytes() == parent.tobytes()

@@ -1,0 +1,119 @@
+# `make help` lists what there is. Everything happens in .venv, which the first call makes; a file under
+# .venv/.made stands for each step that is done, so that a second call starts with its work at once.
+#
+#   make test PYTHON=python3.12     another interpreter, in an environment of its own (.venv-3.12)
+#   make test ARGS="-k lengths"     what pytest, or `fusecell train`, is given besides
+#   make test WERROR=1              a core built with warnings as errors
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # two pips must not share an environment
+
+PYTHON ?=
+ARGS ?=
+WERROR ?= 0
+TORCH ?= torch==2.13.0
+
+ifndef VENV
+  ifeq ($(PYTHON),)
+    VENV := .venv
+  else
+    VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2] + sys.abiflags)')
+    ifeq ($(VENV),.venv-)
+      $(error PYTHON=$(PYTHON) does not run)
+    endif
+  endif
+endif
+MADE := $(VENV)/.made
+RUN := $(VENV)/bin/python
+# -qq: errors, and a compiler's words with them, but nothing else
+PIP := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
+
+.PHONY: help demo test test-frameworks test-packaging lint format sanitize wheel clean FORCE
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+
+# ----------------------------------------------------------------------------------------------- what one calls
+demo: $(MADE)/demo.txt $(MADE)/core ## watch a ConvLSTM learn to predict handwritten digits in motion
+	@$(VENV)/bin/fusecell train $(ARGS)
+
+test: $(MADE)/test.txt $(MADE)/core ## the test suite, without what needs torch, jax or keras
+	@$(RUN) -m pytest --ignore=tests/frameworks $(ARGS)
+
+test-frameworks: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## the tests against torch and keras (installs them, about 1 GB)
+	@$(RUN) -m pytest tests/frameworks $(ARGS)
+
+test-packaging: $(MADE)/test.txt $(MADE)/dist.txt $(MADE)/core ## the tests that build a wheel and use it in a fresh environment
+	@$(RUN) -m pytest tests/test_packaging.py --run-packaging $(ARGS)
+
+lint: $(MADE)/lint.txt ## ruff, mypy, clang-format
+	$(RUN) -m ruff check $(PYTHON_FOLDERS)
+	$(RUN) -m ruff format --check $(PYTHON_FOLDERS)
+	$(RUN) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CORE_SOURCES)
+
+format: $(MADE)/lint.txt ## let ruff and clang-format mend what they can
+	$(RUN) -m ruff check --fix $(PYTHON_FOLDERS)
+	$(RUN) -m ruff format $(PYTHON_FOLDERS)
+	$(VENV)/bin/clang-format -i $(CORE_SOURCES)
+
+sanitize: $(MADE)/test.txt $(MADE)/build.txt ## the core's tests under Address-, UndefinedBehavior- and ThreadSanitizer
+	@tools/sanitize.sh $(RUN) address,undefined $(ARGS)
+	@tools/sanitize.sh $(RUN) thread $(ARGS)
+
+wheel: $(MADE)/dist.txt ## a source archive and a wheel in dist/
+	@$(RUN) -m build
+
+clean: ## remove what make made (environments, build, dist), but not runs
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------------------------------------- the environment
+PYTHON_FOLDERS := $(wildcard python tests tools bench examples)
+CORE_SOURCES := $(sort $(shell find csrc -type f))
+
+# What a stamp was made of stands in it. Another place, flag, or list of files makes it stale, as a newer file does.
+VENV_KEY := $(CURDIR)
+export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) CXX=$(CXX) $(CMAKE_ARGS) $(CORE_SOURCES))
+ifneq ($(and $(realpath $(RUN)),$(file < $(MADE)/venv)),$(VENV_KEY))
+$(MADE)/venv: FORCE
+endif
+ifneq ($(file < $(MADE)/core),$(CORE_KEY))
+$(MADE)/core: FORCE
+endif
+
+$(MADE)/venv:
+	@tools/make_venv.sh $(VENV) $(PYTHON)
+	@mkdir -p $(MADE)
+	@printf '%s\n' '$(VENV_KEY)' > $@
+
+$(MADE)/%.txt: $(MADE)/venv pyproject.toml tools/requirements.py
+	@$(RUN) tools/requirements.py runtime $* > $@.new
+	@cmp -s $@.new $@ || { echo "installing what the $* group needs"; $(PIP) -r $@.new; }
+	@mv $@.new $@
+
+$(MADE)/build.txt: $(MADE)/venv pyproject.toml tools/requirements.py
+	@echo "installing the build requirements"
+	@$(RUN) tools/requirements.py build > $@.new
+	@$(PIP) -r $@.new
+	@$(RUN) tools/requirements.py backend >> $@.new
+	@$(PIP) -r $@.new
+	@mv $@.new $@
+
+# The tests need some torch, whichever, for the CPU. An unpinned one can come with gigabytes of CUDA libraries, and so
+# can this pin where the index has no smaller build under that number. `make test-frameworks TORCH=...` names another,
+# and a torch that is already in the environment stays.
+$(MADE)/torch: $(MADE)/test.txt
+	@$(RUN) -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null || \
+		{ echo "installing $(TORCH) (a large download)"; $(PIP) "$(TORCH)"; }
+	@touch $@
+
+# Editable, and without isolation: so the objects under build/ stay valid and a change recompiles what it must. The
+# flag is given when it is off too, since CMake remembers the last one.
+$(MADE)/core: $(MADE)/build.txt $(CORE_SOURCES) CMakeLists.txt pyproject.toml
+	@tools/check_machine.sh $(RUN) > /dev/null
+	@echo "building the core (about a minute when nothing is built yet)"
+	@CMAKE_ARGS="$(CMAKE_ARGS) -DFUSECELL_WERROR=$(WERROR)" $(PIP) --no-build-isolation --no-deps --editable .
+	@printf '%s\n' "$$CORE_KEY" > $@
