@@ -54,7 +54,7 @@ def output_extent(extent: int, kernel: int, stride: int, dilation: int, padding:
     return (extent + low + high - reach) // stride + 1
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
@@ -84,7 +84,8 @@ def _conv_lstm(rng: np.random.Generator, shape: dict[str, Any], options: dict[st
     kernel, kernel_hh = _pair(s["k"]), _pair(s["kh"])
 
     def weight(inputs: int, k: tuple[int, int]) -> Array:  # keeps z of order 1 for any size
-        return rng.standard_normal((4 * channels, inputs, *k)) / np.sqrt(inputs * k[0] * k[1])
+        scale: float = (inputs * k[0] * k[1]) ** -0.5
+        return scale * rng.standard_normal((4 * channels, inputs, *k))
 
     start = s.get("start", True)
     return {
