@@ -17,9 +17,10 @@ def waves(rng: np.random.Generator, batch: int, steps: int = 9, size: int = 16) 
 
 
 def main(steps: int = 60) -> list[float]:
+    """Train for some steps and return the losses."""
     rng = np.random.default_rng(0)
     net = layers.Sequential(
-        [layers.ConvLSTM2D(1, 16, 3, peephole="channel", rng=rng), layers.Conv2D(16, 1, 1, rng=rng)],
+        [layers.ConvLSTM2D(1, 16, 3, peephole="channel", rng=rng), layers.Conv2D(16, 1, 1, rng=rng)]
     )
     optimizer = optim.Adam(net.parameters(), lr=1e-2, clip_norm=1.0)
     history = []

@@ -440,7 +440,9 @@ def test_activation_options_reach_the_op() -> None:
 def test_sequential(rng: np.random.Generator) -> None:
     own = np.random.default_rng(3)
     lstm = ConvLSTM2D(CIN, C, 3, dropout=0.3, rng=own, dtype=np.float64)
-    net = Sequential([lstm, Conv2D(C, 2, 1, rng=own, dtype=np.float64), Activation("tanh"), Dense(W, 2, rng=own, dtype=np.float64)])
+    net = Sequential(
+        [lstm, Conv2D(C, 2, 1, rng=own, dtype=np.float64), Activation("tanh"), Dense(W, 2, rng=own, dtype=np.float64)]
+    )
     check_layer(net, rng.standard_normal((T, B, CIN, H, W)), rng, own)
     assert "0.weight_hh_l0" in net.parameters()
     assert "3.bias" in net.parameters()
@@ -451,7 +453,9 @@ def test_sequential(rng: np.random.Generator) -> None:
     assert lstm.training
 
 
-@pytest.mark.parametrize("make", [lambda r: Conv2D(1, 1, 1, rng=r), lambda r: Dense(1, 1, rng=r), lambda r: Activation("relu")])
+@pytest.mark.parametrize(
+    "make", [lambda r: Conv2D(1, 1, 1, rng=r), lambda r: Dense(1, 1, rng=r), lambda r: Activation("relu")]
+)
 def test_backward_needs_a_forward(make: Callable[[np.random.Generator], Layer], rng: np.random.Generator) -> None:
     with pytest.raises(RuntimeError, match="call forward first"):
         make(rng).backward(np.zeros((1, 1, 1), np.float32))

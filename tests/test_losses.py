@@ -90,7 +90,7 @@ def test_arguments_are_left_alone(rng: np.random.Generator) -> None:
 def test_pairs_refused(loss: Loss) -> None:
     with pytest.raises(ValueError, match=r"target: expected .* shape \[2\], got \[1\]"):
         loss(np.zeros(2), np.zeros(1))
-    with pytest.raises(TypeError, match="target: expected .* float64, got float32"):
+    with pytest.raises(TypeError, match=r"target: expected .* float64, got float32"):
         loss(np.zeros(2), np.zeros(2, np.float32))
     with pytest.raises(ValueError, match="at least one element"):
         loss(np.zeros((0, 2)), np.zeros((0, 2)))

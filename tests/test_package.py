@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,9 @@ def test_selftest_fails_when_an_op_is_wrong(
     monkeypatch.setattr(ops, "softmax_forward", lambda x, axis=-1: right(x, axis) * 1.001)
     assert selftest.main(None) == 1  # type: ignore[arg-type]
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_the_example_learns() -> None:
+    script = Path(__file__).parents[1] / "examples" / "numpy_script.py"
+    losses = runpy.run_path(str(script))["main"](25)
+    assert losses[-1] < 0.3 * losses[0]
