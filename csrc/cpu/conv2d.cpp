@@ -25,7 +25,7 @@ struct ForwardPlan {
     count = conv.in_channels * conv.taps();
     offset = arena.take<int64_t>(count);
     weights = arena.take<S>(round_up(conv.out_channels, kernels.mr) * count);
-    packed = arena.take<S>(in.images(shape.batch));
+    packed = arena.take<S>(shape.batch * in.image());
     z = arena.take<S>(blocks.z_size() * workers);
   }
 };
@@ -44,8 +44,8 @@ struct BackwardPlan {
         input_gradient(shape.conv, gradient) {
     offset = arena.take<int64_t>(shape.conv.in_channels * shape.conv.taps());
     input_gradient.take(arena, kernels.mr);
-    packed = arena.take<S>(in.images(shape.batch));
-    dz = arena.take<S>(gradient.images(shape.batch));
+    packed = arena.take<S>(shape.batch * in.image());
+    dz = arena.take<S>(shape.batch * gradient.image());
     z = arena.take<S>(input_gradient.z_size() * workers);
   }
 };

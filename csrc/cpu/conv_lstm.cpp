@@ -40,8 +40,8 @@ class StepForward {
     offset_in_ = arena.take<int64_t>(count_in_);
     offset_state_ = arena.take<int64_t>(count_state_);
     weights_ = arena.take<S>(round_up(4 * shape.channels, kernels_.mr) * (count_in_ + count_state_));
-    x_ = arena.take<S>(in_.images(shape.batch));
-    h_ = arena.take<S>(state_.images(shape.batch));
+    x_ = arena.take<S>(shape.batch * in_.image());
+    h_ = arena.take<S>(shape.batch * state_.image());
     z_ = arena.take<S>(blocks_.z_size() * workers);
   }
 
@@ -229,7 +229,7 @@ struct BackwardPlan {
     of_h.take(arena, kernels.mr);
     gates = arena.take<S>(4 * shape.state_size());
     dz = arena.take<S>(4 * shape.state_size());
-    packed_dz = arena.take<S>(gradient.images(shape.batch));
+    packed_dz = arena.take<S>(shape.batch * gradient.image());
     zeros = arena.take<S>(shape.channels * shape.pixels());
     z_stride = std::max(of_x.z_size(), of_h.z_size());
     z = arena.take<S>(z_stride * workers);

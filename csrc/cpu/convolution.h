@@ -14,9 +14,9 @@
 
 namespace fusecell::cpu {
 
-constexpr int64_t kPlaneSlack = 16;  // zeros behind each plane: the weight gradient's last vector may reach over
-constexpr int64_t kImageSlack =
-    64;  // behind the last image: the correlation's last tile may; its excess is thrown away
+// Zeros behind each plane: a tile's last vector may reach over the end, by less than its lanes, of which there are 16
+// at most.
+constexpr int64_t kPlaneSlack = 16;
 constexpr int64_t kTilePixels = 512;  // pixels of an output block: with 64 rows of z, 128 KB in the second-level cache
 constexpr int64_t kTileRows = 64;
 
@@ -31,7 +31,6 @@ struct Packing {
 
   int64_t plane() const { return rows * pitch + kPlaneSlack; }
   int64_t image() const { return channels * phases[0] * phases[1] * plane(); }
-  int64_t images(int64_t batch) const { return batch * image() + kImageSlack; }
 };
 
 // mask, if there is one, is multiplied in. One channel of one image.
