@@ -1,6 +1,6 @@
 """How fast the CPU path is, against a plain copy and against what people write in PyTorch.
 
-    python bench/cpu.py [--quick] [--json FILE]
+    python bench/cpu.py [--threads N] [--quick] [--json FILE]
 
 Results are compared before anything is timed. Each measurement interleaves its rivals (A B A B ...) and reports the
 median of the ratios, since absolute times on a shared machine say little. float32 throughout, the same number of
@@ -25,6 +25,12 @@ import fusecell
 from fusecell import _dispatch, ops
 
 Timed = Callable[[], object]
+SHAPES = (
+    (10, 8, 1, 16, 32, 3),
+    (10, 8, 32, 32, 32, 3),
+    (5, 4, 64, 64, 64, 3),
+    (10, 8, 16, 32, 16, 5),
+)  # T B I C size k
 
 
 def ratio(ours: Timed, theirs: Timed, pairs: int) -> float:
@@ -130,9 +136,12 @@ def training_step(torch: Any, T: int, B: int, I: int, C: int, size: int, k: int,
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="for both rivals; 1 is the steadiest on a shared machine")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
+    if args.threads:
+        fusecell.set_num_threads(args.threads)
     pairs = 5 if args.quick else 15
     rows = pointwise(pairs)
     try:
