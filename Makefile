@@ -30,7 +30,7 @@ RUN := $(VENV)/bin/python
 # -qq: errors, and a compiler's words with them, but nothing else
 PIP := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-frameworks test-packaging lint format sanitize wheel clean FORCE
+.PHONY: help demo test test-frameworks test-packaging bench lint format sanitize wheel clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ test-frameworks: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## the tests 
 
 test-packaging: $(MADE)/test.txt $(MADE)/dist.txt $(MADE)/core ## the tests that build a wheel and use it in a fresh environment
 	@$(RUN) -m pytest tests/test_packaging.py --run-packaging $(ARGS)
+
+bench: $(MADE)/test.txt $(MADE)/core ## timings against a plain copy and, if it is installed, torch
+	@$(RUN) bench/cpu.py $(ARGS)
 
 lint: $(MADE)/lint.txt ## ruff, mypy, clang-format
 	$(RUN) -m ruff check $(PYTHON_FOLDERS)
