@@ -170,6 +170,17 @@ def test_stack_is_the_reference_layer_by_layer(bidirectional: bool, rng: np.rand
         np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
 
 
+def test_stride_dilation_and_padding_are_the_first_layers_alone(rng: np.random.Generator) -> None:
+    options = {"stride": 2, "padding": ((2, 0), (1, 2))}
+    layer, _ = build(num_layers=2, **options)
+    x = rng.standard_normal((T, B, CIN, H, W))
+    assert layer.forward(x).shape == (T, B, C, 3, 3), "(5 + 2 - 3) / 2 + 1 and (4 + 3 - 3) / 2 + 1"
+    own = layer.parameters()
+    below, *_ = reference.conv_lstm_forward(x, own["weight_ih_l0"], own["weight_hh_l0"], own["bias_l0"], **options)
+    above, *_ = reference.conv_lstm_forward(below, own["weight_ih_l1"], own["weight_hh_l1"], own["bias_l1"])
+    np.testing.assert_allclose(layer.forward(x), above, rtol=1e-10, atol=1e-12)
+
+
 def test_last_output_is_the_final_state_of_the_top_layer(rng: np.random.Generator) -> None:
     layer, _ = build(num_layers=2, bidirectional=True, return_sequences=False)
     last = layer.forward(rng.standard_normal((T, B, CIN, H, W)))

@@ -32,7 +32,7 @@ imageio = pytest.importorskip("imageio.v3")
 Array = np.ndarray[Any, Any]
 
 TINY = {
-    "--digits": 1, "--frame": 16, "--input-frames": 3, "--horizon": 2, "--hidden": 4, "--layers": 2, "--batch": 2,
+    "--digits": 1, "--frame": 20, "--input-frames": 3, "--horizon": 2, "--hidden": 4, "--layers": 2, "--batch": 2,
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_a_digit_moves_smoothly_and_stays_inside(rng: np.random.Generator) -> No
 
 def test_two_digits_overlap_by_the_brighter(rng: np.random.Generator) -> None:
     scan = np.ones((1, 8, 8))
-    frames = moving_digits(rng, scan, 8, 10, Motion(frame=(16, 16), digits=3))
+    frames = moving_digits(rng, scan, 8, 10, Motion(frame=(20, 20), digits=3))
     assert frames.max() == 255
     assert frames.dtype == np.uint8
 
@@ -108,8 +108,8 @@ def test_bounce_by_hand() -> None:
 
 
 def test_a_frame_too_small_for_a_digit_is_refused() -> None:
-    with pytest.raises(ValueError, match="frame: expected sides above 12"):
-        Motion(frame=(12, 32))
+    with pytest.raises(ValueError, match="frame: expected sides above 16"):
+        Motion(frame=(16, 32))
 
 
 # --------------------------------------------------------------------------------------------------- the user's own
@@ -323,6 +323,14 @@ def test_scaled_last_frame_is_the_best_of_all_scales(rng: np.random.Generator) -
         assert (best <= horizon_errors(scale * inputs[-1:], target) + 1e-12).all()
 
 
+def test_what_is_shown_is_not_picked() -> None:
+    truth = np.zeros((2, 8, 1, 3, 3))
+    forecast = truth + np.array([5, 0, 7, 2, 1, 3, 6, 4.0])[None, :, None, None, None]
+    assert train.spread_by_error(forecast, truth, 2).tolist() == [3, 6], "ranks 2 and 6 of 0 to 7"
+    assert train.spread_by_error(forecast, truth, 1).tolist() == [7]
+    assert sorted(train.spread_by_error(forecast, truth, 99).tolist()) == list(range(8))
+
+
 def test_the_mark() -> None:
     trivial = {"last": np.array([0.1, 0.3]), "black": np.array([0.2, 0.4])}
     at = Comparison(np.array([0.09, 0.15]), trivial)
@@ -490,12 +498,16 @@ def test_own_gif_runs(tmp_path: Path) -> None:
 def test_a_trained_network_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(command(tmp_path, 2))
     model = train.load_forecaster(tmp_path / "checkpoint.safetensors")
-    arrays, _ = checkpoint.load(tmp_path / "checkpoint.safetensors")
+    arrays, meta = checkpoint.load(tmp_path / "checkpoint.safetensors")
     for name, array in model.parameters().items():
         np.testing.assert_array_equal(array, arrays[f"model.{name}"])
-    assert model.forward(np.zeros((3, 1, 1, 16, 16), np.float32)).shape == (2, 1, 1, 16, 16)
+    assert model.forward(np.zeros((3, 1, 1, 20, 20), np.float32)).shape == (2, 1, 1, 20, 20)
     checkpoint.save(tmp_path / "other.safetensors", {}, {})
     with pytest.raises(ValueError, match="expected a checkpoint of `fusecell train`"):
+        train.load_forecaster(tmp_path / "other.safetensors")
+    arrays.pop("model.encoder.0.weight_ih_l0")
+    checkpoint.save(tmp_path / "other.safetensors", arrays, meta)
+    with pytest.raises(ValueError, match=r"another version of fusecell.*missing \['encoder.0.weight_ih_l0'\]"):
         train.load_forecaster(tmp_path / "other.safetensors")
 
 
@@ -528,12 +540,13 @@ def test_diverging_training_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "resume of nothing": (["--resume"], "found no file"),
-    "patch": (["--patch", "5"], "--frame: expected a multiple of --patch 5, got 16"),
+    "patch": (["--patch", "3"], "--frame: expected a multiple of --patch 3, got 20"),
     "zero": (["--hidden", "0"], "--hidden: expected at least 1, got 0"),
     "rate": (["--lr", "0"], "--lr and --clip-norm must be above 0"),
     "epochs of digits": (["--epochs", "3"], "give --steps"),
     "data": (["--data", "none.npy"], "--data: expected a file, found none at none.npy"),
-    "frame": (["--frame", "8"], "frame: expected sides above 12"),
+    "frame": (["--frame", "16"], "frame: expected sides above 16"),
+    "threads": (["--threads", "0"], "hread"),
 }
 
 
