@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusecell import _dispatch, ops
+from fusecell import _cpu, _dispatch, ops
 
 MESSAGE = re.compile(r"^[\w\[\]]+: expected .+, got .+$", re.DOTALL)
 Call = tuple[Callable[..., Any], dict[str, Any]]
@@ -95,9 +95,9 @@ Maker = Callable[[], Call]
 BAD_OPTIONS: dict[str, list[Any]] = {
     "stride": [0, -1, (1, 2, 3), (1,), 1.5, "1", None, True, 2**70, (2, "a")],
     "dilation": [0, -2, (0, 1), 2**40, 1.0],
-    "padding": ["full", -1, (1, 2, 3), ((1, 2), (3,)), 1.5, None, ((0, -1), 0), 2**40],
+    "padding": ["full", "explicit", "\ud800", -1, (1, 2, 3), ((1, 2), (3,)), 1.5, None, ((0, -1), 0), 2**40],
     "recurrent_activation": ["tanh", "relu", "", "Sigmoid", 3, None],
-    "activation": ["sigmoid", "elu", "softmax", "gelu", 1, None],
+    "activation": ["sigmoid", "elu", "softmax", "gelu", "\ud800", 1, None],
     "slope": ["a", None, [1.0], True, float("nan"), float("inf")],
     "relu_at_zero": [0.3, -1, 2, "0", float("nan"), None],
     "zoneout_h": [-0.1, 1.5, float("nan"), "0.1", None],
@@ -108,9 +108,9 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "training": [1, "no", None],
     "seed": [-1, 2**64, *INTEGERS[:-1]],
     "offset": [-1, 2**64, 0.5],
-    "lengths": [[1], [1, 2, 3], [4, 1], [-1, 2], [1.0, 2.0], [[1, 2]], "ab", [2**63, 1], [None, 1]],
+    "lengths": [1, [[1], [1, 2]], [1], [1, 2, 3], [4, 1], [-1, 2], [1.0, 2.0], [[1, 2]], "ab", [2**63, 1], [None, 1]],
     "save": ["all", True, 1],
-    "name": ["gelu", "", 3, None],
+    "name": ["gelu", "", "\ud800", 3, None],
     "alpha": ["x", None, float("nan")],
     "at_zero": [0.25, -0.5, None, "0"],
     "axis": [2, -3, 1.0, None, 2**70],
@@ -248,10 +248,43 @@ def test_the_core_refuses_scratch_that_is_too_small_and_unknown_names() -> None:
     arrays = {"x": make(1, 1, 4, 4), "weight": make(1, 1, 3, 3), "y": make(1, 1, 4, 4)}
     before = arrays["y"].copy()
     with pytest.raises(ValueError, match="scratch: expected"):
-        _dispatch.run("conv2d_forward", arrays, {}, 16, 1)
+        _cpu.conv2d_forward(_dispatch.describe_all(arrays), {}, (make(4).ctypes.data, 16, 1))
     with pytest.raises(TypeError, match="weigth: expected a known argument"):
-        _dispatch.plan("conv2d", {**arrays, "weigth": arrays["weight"]}, {}, 1)
+        _dispatch.plan("conv2d", {**arrays, "weigth": arrays["weight"]}, {})
+    with pytest.raises(TypeError, match="padding: expected"):
+        _dispatch.plan("conv2d", arrays, {"padding": 3})
     assert np.array_equal(arrays["y"], before)
+
+
+def test_what_no_machine_can_hold_is_a_memory_error() -> None:
+    x, weight = make(1024, 1024, 1, 1), np.zeros((1, 1024, 3, 3), np.float32)
+    with pytest.raises(MemoryError, match="scratch: expected at most"):
+        ops.conv2d_forward(x, weight, dilation=2**20)
+    with pytest.raises(MemoryError):
+        ops.conv2d_forward(make(1, 1, 1, 1), np.zeros((2**12, 1, 1, 1), np.float32), padding=2**20)
+
+
+def test_a_stride_far_beyond_the_image_costs_nothing() -> None:
+    x, weight = make(8, 16, 4, 4), make(4, 16, 3, 3)
+    y = ops.conv2d_forward(x, weight, stride=2**20)
+    assert y.shape == (8, 4, 1, 1)
+    near = ops.conv2d_backward(y, x, weight, stride=7, padding=((1, 3), (1, 3)))
+    far = ops.conv2d_backward(y, x, weight, stride=2**20, padding=((1, 3), (1, 3)))
+    assert all(np.array_equal(far[n], near[n]) for n in far)
+
+
+def test_a_step_speaks_of_its_own_arguments() -> None:
+    function, arguments = step()
+    for name, bad in (("h", make(2, 3, 5, 5)), ("c", make(1))):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            function(**{**arguments, name: bad})
+    saved = function(**arguments)[-1]
+    with pytest.raises(ValueError, match=r"^dh: expected"):
+        ops.conv_lstm_step_backward(saved, make(1))
+    with pytest.raises(ValueError, match="needs: expected names among x, weight_ih, weight_hh, bias, peephole, h, c"):
+        ops.conv_lstm_step_backward(saved, needs=["h_0"])
+    with pytest.raises(TypeError, match=r"^h_0: expected only"):
+        function(**arguments, h_0=arguments["h"])
 
 
 def test_a_strided_array_never_reaches_the_core() -> None:

@@ -160,3 +160,18 @@ def test_an_infinite_state_does_no_harm_where_no_option_reads_it(rng: np.random.
     assert np.isfinite(h).all()
     assert np.isposinf(c_new[0, 0, 0])
     assert np.isneginf(c_new[0, 0, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_pixel_that_a_tap_never_reads_does_not_reach_its_gradient(bad: float, rng: np.random.Generator) -> None:
+    x, weight = rng.standard_normal((2, 3, 5, 5)), rng.standard_normal((2, 3, 2, 2))
+    x[0, 1, 0, 4] = bad  # at the edge: with "valid", only the second column of taps meets it
+    dy = rng.standard_normal((2, 2, 4, 4))
+    got = ops.conv2d_backward(dy, x, weight, padding="valid")["weight"]
+    expected = reference.conv2d_backward(dy, x, weight, padding="valid")["weight"]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert np.isfinite(got).sum() == got.size - 2
+    x[0, 1, 0, 4], x[:, :, :, 4] = 0.0, bad  # with stride 2, no tap meets the last column
+    wi, wh = rng.standard_normal((4, 3, 2, 2)), rng.standard_normal((4, 1, 2, 2))
+    *_, saved = ops.conv_lstm_forward(x[None], wi, wh, stride=2, padding="valid")
+    assert np.isfinite(ops.conv_lstm_backward(saved, np.ones((1, 2, 1, 2, 2)))["weight_ih"]).all()

@@ -130,3 +130,20 @@ def test_nothing_to_clip() -> None:
     assert ops.clip_by_global_norm_([], 1.0) == 0.0
     assert ops.clip_by_norm_([], 1.0) == []
     assert ops.clip_by_global_norm_([np.zeros(4)], 0.0) == 0.0
+
+
+def test_an_array_that_stands_twice_in_the_list_is_refused() -> None:
+    base = np.arange(12.0)
+    interleaved = [base[::2], base[1::2]]
+    ops.clip_by_global_norm_(interleaved, 1e9)  # neighbours in memory, but nothing shared
+    before = base.copy()
+    for twice in ([base, base], [base[:6], base[3:]], [base, np.ones(2), base[::-3]]):
+        with pytest.raises(ValueError, match=r"gradients\[\d\]: expected memory of its own"):
+            ops.clip_by_global_norm_(twice, 0.1)
+    assert np.array_equal(base, before)
+
+
+def test_if_any_exceeds_on_subnormal_gradients() -> None:
+    g = np.array([3e-310, 4e-310])
+    assert ops.clip_if_any_exceeds_(g, 0.0) == [True]
+    np.testing.assert_allclose(g, [0.6, 0.8], rtol=1e-10)

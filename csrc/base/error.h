@@ -1,6 +1,6 @@
 #pragma once
 // One error type for the whole core: which argument, what was expected, what came. The bindings turn it into
-// ValueError or TypeError; nothing in the core ever aborts or prints.
+// ValueError, TypeError or MemoryError; nothing in the core ever aborts or prints.
 
 #include <stdexcept>
 #include <string>
@@ -9,7 +9,7 @@ namespace fusecell {
 
 class Error : public std::runtime_error {
  public:
-  enum class Kind { value, type };
+  enum class Kind { value, type, memory };
 
   Error(Kind kind, const std::string& argument, const std::string& expected, const std::string& got)
       : std::runtime_error(argument + ": expected " + expected + ", got " + got), kind_(kind) {}
@@ -26,6 +26,10 @@ class Error : public std::runtime_error {
 
 [[noreturn]] inline void type_error(const std::string& argument, const std::string& expected, const std::string& got) {
   throw Error(Error::Kind::type, argument, expected, got);
+}
+
+[[noreturn]] inline void memory_error(const std::string& what) {
+  throw Error(Error::Kind::memory, what, "at most 2^46 bytes", "more");
 }
 
 }  // namespace fusecell

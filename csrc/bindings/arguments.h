@@ -43,7 +43,12 @@ class Arguments {
   }
   template <class T>
   void take(const char* name, T& to) {
-    if (seen(name)) to = values_[name].cast<T>();
+    if (!seen(name)) return;
+    try {
+      to = values_[name].cast<T>();
+    } catch (const py::cast_error&) {
+      type_error(name, "a value of another type", py::repr(values_[name]).cast<std::string>());
+    }
   }
   void take(const char* name, int64_t (&pair)[2]) {
     if (!seen(name)) return;

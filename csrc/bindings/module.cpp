@@ -3,7 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+#include <utility>
+
 #include "bindings/arguments.h"
+#include "bindings/read.h"
 #include "cpu/backend.h"
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
@@ -14,147 +18,42 @@ namespace {
 
 namespace backend = fusecell::cpu;
 
-// ------------------------------------------------------------------------------------------------ dict -> arguments
-void read(Arguments& options, ConvolutionOptions& to) {
-  options.take("stride", to.stride);
-  options.take("dilation", to.dilation);
-  options.take("padding", to.padding);
-  options.take("pad_h", to.pad[0]);
-  options.take("pad_w", to.pad[1]);
-}
-
-void read(Arguments& options, CellOptions& to) {
-  options.take("recurrent_activation", to.recurrent_activation);
-  options.take("activation", to.activation);
-  options.take("slope", to.slope);
-  options.take("relu_at_zero", to.relu_at_zero);
-  options.take("zoneout_h", to.zoneout_h);
-  options.take("zoneout_c", to.zoneout_c);
-}
-
-void read(Arguments& options, ConvLstmOptions& to) {
-  read(options, to.input);
-  read(options, to.cell);
-  options.take("reverse", to.reverse);
-  options.take("truncation", to.truncation);
-}
-
-void read(Arguments& tensors, Conv2dForward& to) {
-  tensors.take("x", to.x);
-  tensors.take("weight", to.weight);
-  tensors.take("bias", to.bias);
-  tensors.take("y", to.y);
-}
-
-void read(Arguments& tensors, Conv2dBackward& to) {
-  read(tensors, static_cast<Conv2dForward&>(to));
-  tensors.take("dy", to.dy);
-  tensors.take("dx", to.dx);
-  tensors.take("dweight", to.dweight);
-  tensors.take("dbias", to.dbias);
-}
-
-void read(Arguments& tensors, LstmGatesForward& to) {
-  tensors.take("z", to.z);
-  tensors.take("c", to.c);
-  tensors.take("h", to.h);
-  tensors.take("bias", to.bias);
-  tensors.take("peephole", to.peephole);
-  tensors.take("zoneout_mask_h", to.zoneout_mask_h);
-  tensors.take("zoneout_mask_c", to.zoneout_mask_c);
-  tensors.take("h_out", to.h_out);
-  tensors.take("c_out", to.c_out);
-  tensors.take("gates", to.gates);
-}
-
-void read(Arguments& tensors, LstmGatesBackward& to) {
-  read(tensors, static_cast<LstmGatesForward&>(to));
-  tensors.take("dh", to.dh);
-  tensors.take("dc", to.dc);
-  tensors.take("dz", to.dz);
-  tensors.take("dc_before", to.dc_before);
-  tensors.take("dh_before", to.dh_before);
-  tensors.take("dbias", to.dbias);
-  tensors.take("dpeephole", to.dpeephole);
-}
-
-void read(Arguments& tensors, ConvLstmForward& to) {
-  tensors.take("x", to.x);
-  tensors.take("weight_ih", to.weight_ih);
-  tensors.take("weight_hh", to.weight_hh);
-  tensors.take("bias", to.bias);
-  tensors.take("peephole", to.peephole);
-  tensors.take("h_0", to.h_0);
-  tensors.take("c_0", to.c_0);
-  tensors.take("lengths", to.lengths);
-  tensors.take("dropout_mask", to.dropout_mask);
-  tensors.take("zoneout_mask_h", to.zoneout_mask_h);
-  tensors.take("zoneout_mask_c", to.zoneout_mask_c);
-  tensors.take("y", to.y);
-  tensors.take("h_n", to.h_n);
-  tensors.take("c_n", to.c_n);
-  tensors.take("gates", to.gates);
-  tensors.take("c", to.c);
-}
-
-void read(Arguments& tensors, ConvLstmBackward& to) {
-  read(tensors, static_cast<ConvLstmForward&>(to));
-  tensors.take("dy", to.dy);
-  tensors.take("dh_n", to.dh_n);
-  tensors.take("dc_n", to.dc_n);
-  tensors.take("dx", to.dx);
-  tensors.take("dweight_ih", to.dweight_ih);
-  tensors.take("dweight_hh", to.dweight_hh);
-  tensors.take("dbias", to.dbias);
-  tensors.take("dpeephole", to.dpeephole);
-  tensors.take("dh_0", to.dh_0);
-  tensors.take("dc_0", to.dc_0);
-}
-
-template <class Args>
-Args parse(const py::dict& tensors, const py::dict& options) {
-  Args args;
-  Arguments given_tensors(tensors), given_options(options);
-  read(given_tensors, args);
-  read(given_options, args.options);
-  given_tensors.expect_all_taken();
-  given_options.expect_all_taken();
-  return args;
-}
-
 // --------------------------------------------------------------------------------------------------------- scratch
-// The caller's scratch: (pointer, bytes, workers). Its size must be what the plan said for that number of workers.
+// The caller's scratch: (pointer, bytes, workers).
 struct Scratch {
   void* data;
+  int64_t bytes;
   int workers;
+
+  explicit Scratch(const py::tuple& fields)
+      : data(reinterpret_cast<void*>(fields[0].cast<uintptr_t>())), bytes(fields[1].cast<int64_t>()) {
+    const auto given = fields[2].cast<int64_t>();
+    if (given < 1 || given > 1024) value_error("workers", "1 to 1024", std::to_string(given));
+    workers = static_cast<int>(given);
+  }
+
+  // Its size must be what the plan said for this number of workers.
+  void expect(int64_t needed) const {
+    if (bytes < needed) value_error("scratch", std::to_string(needed) + " bytes", std::to_string(bytes));
+  }
 };
 
-Scratch to_scratch(const py::tuple& fields, int64_t needed) {
-  const auto bytes = fields[1].cast<int64_t>();
-  if (bytes < needed) value_error("scratch", std::to_string(needed) + " bytes", std::to_string(bytes));
-  return {reinterpret_cast<void*>(fields[0].cast<uintptr_t>()), fields[2].cast<int>()};
-}
-
-int workers_of(const py::tuple& scratch) {
-  const auto workers = scratch[2].cast<int64_t>();
-  if (workers < 1 || workers > 1024) value_error("workers", "1 to 1024", std::to_string(workers));
-  return static_cast<int>(workers);
-}
-
 // ---------------------------------------------------------------------------------------------------------- conv2d
-py::dict conv2d_plan(const py::dict& tensors, const py::dict& options, int workers) {
+// A plan checks the inputs and says what the caller must allocate: the shapes of the outputs and the bytes of scratch.
+py::dict conv2d_plan(const py::dict& tensors, const py::dict& options, bool backward, int workers) {
   const auto shape = validate(parse<Conv2dForward>(tensors, options), Stage::plan);
   py::dict plan;
   plan["y"] = Shape{shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]};
-  plan["forward_scratch"] = backend::conv2d_forward_scratch(shape, workers);
-  plan["backward_scratch"] = backend::conv2d_backward_scratch(shape, workers);
+  plan["scratch"] =
+      backward ? backend::conv2d_backward_scratch(shape, workers) : backend::conv2d_forward_scratch(shape, workers);
   return plan;
 }
 
 void conv2d_forward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
   const auto args = parse<Conv2dForward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const auto space = to_scratch(scratch, backend::conv2d_forward_scratch(shape, workers_of(scratch)));
+  const Scratch space(scratch);
+  space.expect(backend::conv2d_forward_scratch(shape, space.workers));
   const py::gil_scoped_release release;
   backend::conv2d_forward(args, shape, space.data, space.workers);
 }
@@ -162,53 +61,55 @@ void conv2d_forward(const py::dict& tensors, const py::dict& options, const py::
 void conv2d_backward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
   const auto args = parse<Conv2dBackward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const auto space = to_scratch(scratch, backend::conv2d_backward_scratch(shape, workers_of(scratch)));
+  const Scratch space(scratch);
+  space.expect(backend::conv2d_backward_scratch(shape, space.workers));
   const py::gil_scoped_release release;
   backend::conv2d_backward(args, shape, space.data, space.workers);
 }
 
 // ------------------------------------------------------------------------------------------------------ lstm_gates
-py::dict lstm_gates_plan(const py::dict& tensors, const py::dict& options, int /*workers*/) {
+py::dict lstm_gates_plan(const py::dict& tensors, const py::dict& options, bool backward, int /*workers*/) {
   const auto shape = validate(parse<LstmGatesForward>(tensors, options), Stage::plan);
   py::dict plan;
-  plan["backward_scratch"] = backend::lstm_gates_backward_scratch(shape);
+  plan["scratch"] = backward ? backend::lstm_gates_backward_scratch(shape) : 0;
   return plan;
 }
 
 void lstm_gates_forward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
   const auto args = parse<LstmGatesForward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const int workers = workers_of(scratch);
+  const Scratch space(scratch);
   const py::gil_scoped_release release;
-  backend::lstm_gates_forward(args, shape, workers);
+  backend::lstm_gates_forward(args, shape, space.workers);
 }
 
 void lstm_gates_backward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
   const auto args = parse<LstmGatesBackward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const int workers = workers_of(scratch);
-  const auto space = to_scratch(scratch, backend::lstm_gates_backward_scratch(shape));
+  const Scratch space(scratch);
+  space.expect(backend::lstm_gates_backward_scratch(shape));
   const py::gil_scoped_release release;
-  backend::lstm_gates_backward(args, shape, space.data, workers);
+  backend::lstm_gates_backward(args, shape, space.data, space.workers);
 }
 
 // ------------------------------------------------------------------------------------------------------- conv_lstm
-py::dict conv_lstm_plan(const py::dict& tensors, const py::dict& options, int workers) {
+py::dict conv_lstm_plan(const py::dict& tensors, const py::dict& options, bool backward, int workers) {
   const auto shape = validate(parse<ConvLstmForward>(tensors, options), Stage::plan);
   const int64_t H = shape.input.out[0], W = shape.input.out[1];
   py::dict plan;
   plan["state"] = Shape{shape.batch, shape.channels, H, W};
   plan["y"] = Shape{shape.steps, shape.batch, shape.channels, H, W};
   plan["gates"] = Shape{shape.steps, shape.batch, 4 * shape.channels, H, W};
-  plan["forward_scratch"] = backend::conv_lstm_forward_scratch(shape, workers);
-  plan["backward_scratch"] = backend::conv_lstm_backward_scratch(shape, workers);
+  plan["scratch"] = backward ? backend::conv_lstm_backward_scratch(shape, workers)
+                             : backend::conv_lstm_forward_scratch(shape, workers);
   return plan;
 }
 
 void conv_lstm_forward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
   const auto args = parse<ConvLstmForward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const auto space = to_scratch(scratch, backend::conv_lstm_forward_scratch(shape, workers_of(scratch)));
+  const Scratch space(scratch);
+  space.expect(backend::conv_lstm_forward_scratch(shape, space.workers));
   const py::gil_scoped_release release;
   backend::conv_lstm_forward(args, shape, space.data, space.workers);
 }
@@ -216,29 +117,20 @@ void conv_lstm_forward(const py::dict& tensors, const py::dict& options, const p
 void conv_lstm_backward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
   const auto args = parse<ConvLstmBackward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const auto space = to_scratch(scratch, backend::conv_lstm_backward_scratch(shape, workers_of(scratch)));
+  const Scratch space(scratch);
+  space.expect(backend::conv_lstm_backward_scratch(shape, space.workers));
   const py::gil_scoped_release release;
   backend::conv_lstm_backward(args, shape, space.data, space.workers);
 }
 
 // ----------------------------------------------------------------------------------------------------- elementwise
-ActivationParameters<double> to_parameters(double slope, double alpha, double at_zero) {
-  for (const auto& [name, value] : {std::pair("slope", slope), std::pair("alpha", alpha)}) {
-    if (!(std::abs(value) < 1e30)) value_error(name, "a finite number", std::to_string(value));
-  }
-  if (at_zero != 0.0 && at_zero != 0.5 && at_zero != 1.0) {
-    value_error("at_zero", "0, 0.5 or 1", std::to_string(at_zero));
-  }
-  return {slope, alpha, at_zero};
-}
-
 void activation_forward(const std::string& name, const py::tuple& x_fields, const py::tuple& y_fields, double slope,
                         double alpha, int workers) {
   const Tensor x = to_tensor(x_fields), y = to_tensor(y_fields);
   const Activation kind = activation_from_name("name", name);
   expect_floating("x", x);
   expect_like("y", y, x, "x");
-  const auto parameters = to_parameters(slope, alpha, 0.0);
+  const auto parameters = activation_parameters(slope, alpha, 0.0);
   const py::gil_scoped_release release;
   backend::activation_forward(kind, parameters, x, y, workers);
 }
@@ -252,7 +144,7 @@ void activation_backward(const std::string& name, const py::tuple& x_fields, con
   expect_like("y", y, x, "x");
   expect_like("dy", dy, x, "x");
   expect_like("dx", dx, x, "x");
-  const auto parameters = to_parameters(slope, alpha, at_zero);
+  const auto parameters = activation_parameters(slope, alpha, at_zero);
   const py::gil_scoped_release release;
   backend::activation_backward(kind, parameters, x, y, dy, dx, workers);
 }
@@ -263,6 +155,7 @@ struct Line {
 
 Line line_along(const Tensor& x, int64_t axis) {
   const auto rank = static_cast<int64_t>(x.shape.size());
+  if (rank == 0) value_error("axis", "an array of at least one dimension", "one of none");
   if (axis < -rank || axis >= rank) {
     value_error("axis", "from " + std::to_string(-rank) + " to " + std::to_string(rank - 1), std::to_string(axis));
   }
@@ -334,7 +227,7 @@ void clamp(const py::tuple& fields, double limit, int workers) {
 void bernoulli(const py::tuple& fields, double rate, uint64_t seed, uint64_t offset, uint32_t stream, int workers) {
   const Tensor out = to_tensor(fields);
   if (out.dtype != DType::uint8) type_error("out", "dtype uint8", out.dtype_given);
-  if (!(rate >= 0.0 && rate <= 1.0)) value_error("rate", "a rate between 0 and 1", std::to_string(rate));
+  expect_rate("rate", rate);
   const py::gil_scoped_release release;
   backend::bernoulli(out, rate, seed, offset, stream, workers);
 }
@@ -370,8 +263,14 @@ PYBIND11_MODULE(FUSECELL_MODULE, m, pybind11::mod_gil_not_used()) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const fusecell::Error& error) {
-      const bool is_type = error.kind() == fusecell::Error::Kind::type;
-      pybind11::set_error(is_type ? PyExc_TypeError : PyExc_ValueError, error.what());
+      switch (error.kind()) {
+        case fusecell::Error::Kind::value:
+          return pybind11::set_error(PyExc_ValueError, error.what());
+        case fusecell::Error::Kind::type:
+          return pybind11::set_error(PyExc_TypeError, error.what());
+        case fusecell::Error::Kind::memory:
+          return pybind11::set_error(PyExc_MemoryError, error.what());
+      }
     }
   });
   fusecell::cpu::kernels();  // a bad FUSECELL_ISA is an error at import

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "base/size.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
@@ -28,7 +30,7 @@ class Arena {
   template <class S>
   S* take(int64_t count) {
     const uintptr_t at = base_ + static_cast<uintptr_t>(used_);
-    const int64_t size = count * static_cast<int64_t>(sizeof(S));
+    const int64_t size = checked_product("scratch", {count, static_cast<int64_t>(sizeof(S))});
     used_ += (size + kAlignment - 1) / kAlignment * kAlignment;
 #if defined(__SANITIZE_ADDRESS__)
     used_ += kAlignment;

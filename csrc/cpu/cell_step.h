@@ -13,6 +13,26 @@
 
 namespace fusecell::cpu {
 
+// Copies a state or a gradient that may be absent (zero) to where it will be worked on.
+template <class S>
+void copy_or_zero(const Tensor& from, int64_t n, S* to) {
+  if (from.present) {
+    std::copy_n(from.as<const S>(), n, to);
+  } else {
+    std::fill_n(to, n, S(0));
+  }
+}
+
+template <class S>
+S* at_or_null(const Tensor& tensor, int64_t at) {
+  return tensor.present ? tensor.as<S>() + at : nullptr;
+}
+
+template <class S>
+S* at_or_null(S* base, int64_t at) {
+  return base ? base + at : nullptr;
+}
+
 // A parameter of `blocks` x C channels, per channel or per pixel; null data if there is none.
 template <class S>
 struct ChannelParameter {
@@ -136,8 +156,7 @@ class CellGradients {
     const int64_t at = (b * C + channel) * P + p;
     CellBackwardRun<S> run{};
     cell_.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)] + channel * P + p, nullptr,
-                step.zoneout_mask_h ? step.zoneout_mask_h + at : nullptr,
-                step.zoneout_mask_c ? step.zoneout_mask_c + at : nullptr);
+                at_or_null(step.zoneout_mask_h, at), at_or_null(step.zoneout_mask_c, at));
     run.dh = step.dh + at;
     run.dc = step.dc + at;
     if (step.dy) {

@@ -25,7 +25,7 @@ struct ForwardPlan {
     count = conv.in_channels * conv.taps();
     offset = arena.take<int64_t>(count);
     weights = arena.take<S>(round_up(conv.out_channels, kernels.mr) * count);
-    packed = arena.take<S>(shape.batch * in.image());
+    packed = arena.take<S>(checked_product("scratch", {shape.batch, in.image()}));
     z = arena.take<S>(blocks.z_size() * workers);
   }
 };
@@ -44,8 +44,8 @@ struct BackwardPlan {
         input_gradient(shape.conv, gradient) {
     offset = arena.take<int64_t>(shape.conv.in_channels * shape.conv.taps());
     input_gradient.take(arena, kernels.mr);
-    packed = arena.take<S>(shape.batch * in.image());
-    dz = arena.take<S>(shape.batch * gradient.image());
+    packed = arena.take<S>(checked_product("scratch", {shape.batch, in.image()}));
+    dz = arena.take<S>(checked_product("scratch", {shape.batch, gradient.image()}));
     z = arena.take<S>(input_gradient.z_size() * workers);
   }
 };
@@ -58,8 +58,8 @@ void forward(const Conv2dForward& args, const Conv2dShape& shape, void* scratch,
   const S *x = args.x.as<const S>(), *weight = args.weight.as<const S>(), *bias = args.bias.as<const S>();
   fill_input_offsets(conv, plan.in, plan.offset);
   pack_weights(
-      conv.out_channels, plan.count, plan.kernels.mr, 0, plan.count,
-      [&](int64_t row, int64_t k) { return weight[row * plan.count + k]; }, plan.weights);
+      conv.out_channels, plan.count, plan.kernels.mr, 0, plan.count, workers,
+      [&](int64_t row) { return weight + row * plan.count; }, [](int64_t k) { return k; }, plan.weights);
   const std::vector<uint8_t> active(static_cast<size_t>(shape.batch), 1);
   pack<S>(
       plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
@@ -91,7 +91,7 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratc
     pack<S>(plan.gradient, active, image_of_dy, nullptr, workers, plan.dz);
   }
   if (args.dx.present) {
-    plan.input_gradient.prepare(args.weight.as<const S>(), plan.kernels.mr);
+    plan.input_gradient.prepare(args.weight.as<const S>(), plan.kernels.mr, workers);
     plan.input_gradient.run(plan.kernels, plan.dz, active, nullptr, false, workers, plan.z,
                             plan.input_gradient.z_size(), args.dx.as<S>());
   }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/size.h"
 #include "cpu/arena.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
@@ -23,31 +24,81 @@ constexpr int64_t kTileRows = 64;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// ------------------------------------------------------------------------------------------------------- packed images
-// Rows and columns are split by stride into phases, so that neighbouring outputs read neighbouring inputs.
-struct Packing {
-  int64_t channels, extent[2], phases[2], pad_low[2];
-  int64_t rows, pitch;  // of one phase's plane
+// Rows (or columns) of the padded input are split by the stride into residues, so that neighbouring outputs read
+// neighbouring inputs. Along one axis, tap k of output o reads residue (k * dilation) % stride at o + (k * dilation) /
+// stride.
+inline int64_t tap_residue(const ConvolutionShape& conv, int axis, int64_t k) {
+  return k * conv.dilation[axis] % conv.stride[axis];
+}
+inline int64_t tap_shift(const ConvolutionShape& conv, int axis, int64_t k) {
+  return k * conv.dilation[axis] / conv.stride[axis];
+}
+inline int64_t largest_shift(const ConvolutionShape& conv, int axis) {
+  return tap_shift(conv, axis, conv.kernel[axis] - 1);
+}
+// In units of the stride, the extent of the padded input that holds any of the input.
+inline int64_t strided_extent(const ConvolutionShape& conv, int axis) {
+  return (conv.pad_low[axis] + conv.in[axis] - 1) / conv.stride[axis] + 1;
+}
 
-  int64_t plane() const { return rows * pitch + kPlaneSlack; }
-  int64_t image() const { return channels * phases[0] * phases[1] * plane(); }
+inline std::vector<int64_t> sorted_set(std::vector<int64_t> values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  return values;
+}
+// The residues that some tap reads, at most one per tap however large the stride.
+inline std::vector<int64_t> residues_of_taps(const ConvolutionShape& conv, int axis) {
+  std::vector<int64_t> residues;
+  for (int64_t k = 0; k < conv.kernel[axis]; ++k) residues.push_back(tap_residue(conv, axis, k));
+  return sorted_set(residues);
+}
+// The residues that some input pixel has.
+inline std::vector<int64_t> residues_of_input(const ConvolutionShape& conv, int axis) {
+  std::vector<int64_t> residues;
+  for (int64_t i = 0; i < std::min(conv.in[axis], conv.stride[axis]); ++i) {
+    residues.push_back((conv.pad_low[axis] + i) % conv.stride[axis]);
+  }
+  return sorted_set(residues);
+}
+
+// ------------------------------------------------------------------------------------------------------- packed images
+struct Packing {
+  int64_t channels, extent[2], stride[2], pad_low[2];
+  std::vector<int64_t> residues[2];
+  int64_t rows, pitch;  // of the plane of one residue of the rows and one of the columns
+
+  int64_t planes() const { return static_cast<int64_t>(residues[0].size() * residues[1].size()); }
+  int64_t plane() const { return checked_product("scratch", {rows, pitch}) + kPlaneSlack; }
+  int64_t image() const { return checked_product("scratch", {channels, planes(), plane()}); }
+  int64_t plane_of(int64_t row_residue, int64_t column_residue) const {
+    const auto index = [](const std::vector<int64_t>& set, int64_t residue) {
+      return std::lower_bound(set.begin(), set.end(), residue) - set.begin();
+    };
+    return index(residues[0], row_residue) * static_cast<int64_t>(residues[1].size()) +
+           index(residues[1], column_residue);
+  }
 };
 
-// mask, if there is one, is multiplied in. One channel of one image.
+// The first v >= low with v % stride == residue.
+inline int64_t first_of_residue(int64_t low, int64_t stride, int64_t residue) {
+  return low + ((residue - low) % stride + stride) % stride;
+}
+
+// One channel of one image; mask, if there is one, is multiplied in.
 template <class S>
 void pack_channel(const Packing& packing, const S* from, const S* mask, S* to) {
-  std::memset(to, 0, static_cast<size_t>(packing.phases[0] * packing.phases[1] * packing.plane()) * sizeof(S));
-  for (int64_t row = 0; row < packing.extent[0]; ++row) {
-    const int64_t u = row + packing.pad_low[0];
-    for (int64_t phase = 0; phase < packing.phases[1]; ++phase) {
-      S* line = to + (u % packing.phases[0] * packing.phases[1] + phase) * packing.plane() +
-                u / packing.phases[0] * packing.pitch;
-      const int64_t step = packing.phases[1];
-      // The first column v >= pad_low of this phase.
-      int64_t v = packing.pad_low[1] + ((phase - packing.pad_low[1]) % step + step) % step;
-      for (; v < packing.pad_low[1] + packing.extent[1]; v += step) {
-        const int64_t i = row * packing.extent[1] + v - packing.pad_low[1];
-        line[v / step] = mask ? from[i] * mask[i] : from[i];
+  const int64_t plane = packing.plane();
+  std::memset(to, 0, static_cast<size_t>(packing.planes() * plane) * sizeof(S));
+  const int64_t low_u = packing.pad_low[0], end_u = low_u + packing.extent[0], step_u = packing.stride[0];
+  const int64_t low_v = packing.pad_low[1], end_v = low_v + packing.extent[1], step_v = packing.stride[1];
+  for (int64_t row_residue : packing.residues[0]) {
+    for (int64_t column_residue : packing.residues[1]) {
+      S* origin = to + packing.plane_of(row_residue, column_residue) * plane;
+      const int64_t first_v = first_of_residue(low_v, step_v, column_residue);
+      for (int64_t u = first_of_residue(low_u, step_u, row_residue); u < end_u; u += step_u) {
+        S* line = origin + u / step_u * packing.pitch + first_v / step_v;
+        const int64_t at = (u - low_u) * packing.extent[1] - low_v;
+        for (int64_t v = first_v; v < end_v; v += step_v) *line++ = mask ? from[at + v] * mask[at + v] : from[at + v];
       }
     }
   }
@@ -66,24 +117,8 @@ void pack(const Packing& packing, const std::vector<uint8_t>& active, ImageOf&& 
   });
 }
 
-// ------------------------------------------------------------------------------------------------------ tap geometry
-// Along one axis, tap k of output o reads phase (k * dilation) % stride at o + (k * dilation) / stride.
-inline int64_t tap_phase(const ConvolutionShape& conv, int axis, int64_t k) {
-  return k * conv.dilation[axis] % conv.stride[axis];
-}
-inline int64_t tap_shift(const ConvolutionShape& conv, int axis, int64_t k) {
-  return k * conv.dilation[axis] / conv.stride[axis];
-}
-inline int64_t largest_shift(const ConvolutionShape& conv, int axis) {
-  return tap_shift(conv, axis, conv.kernel[axis] - 1);
-}
-// Rows (or columns) of the padded input, in units of the stride, that hold any of the input.
-inline int64_t strided_extent(const ConvolutionShape& conv, int axis) {
-  return (conv.pad_low[axis] + conv.in[axis] - 1) / conv.stride[axis] + 1;
-}
-
-// The plane must hold what outputs read and all of the input: the gradient of the input walks it, too.
-inline int64_t input_rows(const ConvolutionShape& conv, int axis) {
+// The plane must hold what outputs read and all of the input, whose gradient walks it, too.
+inline int64_t input_extent(const ConvolutionShape& conv, int axis) {
   return std::max(conv.out[axis] + largest_shift(conv, axis), strided_extent(conv, axis));
 }
 
@@ -92,14 +127,15 @@ inline Packing input_packing(const ConvolutionShape& conv, int64_t pitch) {
           {conv.in[0], conv.in[1]},
           {conv.stride[0], conv.stride[1]},
           {conv.pad_low[0], conv.pad_low[1]},
-          input_rows(conv, 0),
+          {residues_of_taps(conv, 0), residues_of_taps(conv, 1)},
+          input_extent(conv, 0),
           pitch};
 }
 
 // The output's gradient, packed so that every convolution of `convs` can walk it backwards.
 inline Packing gradient_packing(const std::vector<const ConvolutionShape*>& convs, int64_t pitch) {
   const ConvolutionShape& first = *convs.front();
-  Packing packing{first.out_channels, {first.out[0], first.out[1]}, {1, 1}, {0, 0}, 0, pitch};
+  Packing packing{first.out_channels, {first.out[0], first.out[1]}, {1, 1}, {0, 0}, {{0}, {0}}, 0, pitch};
   int64_t rows = first.out[0];
   for (const ConvolutionShape* conv : convs) {
     for (int axis = 0; axis < 2; ++axis) {
@@ -115,36 +151,41 @@ inline Packing gradient_packing(const std::vector<const ConvolutionShape*>& conv
 inline int64_t common_pitch(const std::vector<const ConvolutionShape*>& convs) {
   int64_t pitch = 0, left = 0, columns = 0;
   for (const ConvolutionShape* conv : convs) {
-    pitch = std::max(pitch, input_rows(*conv, 1));
+    pitch = std::max(pitch, input_extent(*conv, 1));
     left = std::max(left, largest_shift(*conv, 1));
     columns = std::max({columns, conv->out[1], strided_extent(*conv, 1)});
   }
   return std::max(pitch, left + columns);
 }
 
-// ----------------------------------------------------------------------------------------------------- forward table
+// ------------------------------------------------------------------------------------------- offsets and weights
 inline void fill_input_offsets(const ConvolutionShape& conv, const Packing& packing, int64_t* offset) {
+  const int64_t plane = packing.plane();
   for (int64_t i = 0; i < conv.in_channels; ++i) {
     for (int64_t kh = 0; kh < conv.kernel[0]; ++kh) {
       for (int64_t kw = 0; kw < conv.kernel[1]; ++kw) {
-        const int64_t phase =
-            (i * packing.phases[0] + tap_phase(conv, 0, kh)) * packing.phases[1] + tap_phase(conv, 1, kw);
-        *offset++ = phase * packing.plane() + tap_shift(conv, 0, kh) * packing.pitch + tap_shift(conv, 1, kw);
+        const int64_t in_channel = packing.plane_of(tap_residue(conv, 0, kh), tap_residue(conv, 1, kw));
+        *offset++ = (i * packing.planes() + in_channel) * plane + tap_shift(conv, 0, kh) * packing.pitch +
+                    tap_shift(conv, 1, kw);
       }
     }
   }
 }
 
 // Weights in the order in which the register tile reads them: [panel of mr rows][k][row]; rows past the end are zero.
-// `at(row, k)` gives the weight.
-template <class S, class At>
-void pack_weights(int64_t rows, int64_t count, int64_t mr, int64_t k_first, int64_t k_total, At&& at, S* to) {
-  for (int64_t panel = 0; panel < ceil_div(rows, mr); ++panel) {
-    for (int64_t k = 0; k < count; ++k) {
-      S* line = to + (panel * k_total + k_first + k) * mr;
-      for (int64_t m = 0; m < mr; ++m) line[m] = panel * mr + m < rows ? at(panel * mr + m, k) : S(0);
+// Row m begins at `row_of(m)`, its k-th weight lies `at_k(k)` behind. Of the panel's k_total weights these start at
+// k_first.
+template <class S, class RowOf, class AtK>
+void pack_weights(int64_t rows, int64_t count, int64_t mr, int64_t k_first, int64_t k_total, int workers,
+                  RowOf&& row_of, AtK&& at_k, S* to) {
+  parallel_for(ceil_div(rows, mr), workers, [&](int64_t panel, int) {
+    for (int64_t m = 0; m < mr; ++m) {
+      S* line = to + (panel * k_total + k_first) * mr + m;
+      const bool inside = panel * mr + m < rows;
+      const S* row = inside ? row_of(panel * mr + m) : nullptr;
+      for (int64_t k = 0; k < count; ++k) line[k * mr] = inside ? row[at_k(k)] : S(0);
     }
-  }
+  });
 }
 
 // -------------------------------------------------------------------------------------------------------------- tasks
@@ -200,26 +241,8 @@ template <class S>
 class InputGradient {
  public:
   InputGradient(const ConvolutionShape& conv, const Packing& dz) : conv_(conv), dz_(dz) {
-    for (int64_t pu = 0; pu < conv.stride[0]; ++pu) {
-      for (int64_t pv = 0; pv < conv.stride[1]; ++pv) {
-        Phase phase;
-        const int64_t in_phase[2] = {pu, pv};
-        for (int axis = 0; axis < 2; ++axis) {  // the rows r with an input pixel at r * stride + phase - pad
-          const int64_t gap = conv.pad_low[axis] - in_phase[axis];
-          phase.residue[axis] = in_phase[axis];
-          phase.first[axis] = gap > 0 ? ceil_div(gap, conv.stride[axis]) : 0;
-          const int64_t last = gap + conv.in[axis] - 1;
-          phase.last[axis] = last < 0 ? -1 : last / conv.stride[axis];
-        }
-        for (int64_t kh = 0; kh < conv.kernel[0]; ++kh) {
-          for (int64_t kw = 0; kw < conv.kernel[1]; ++kw) {
-            if (tap_phase(conv, 0, kh) == pu && tap_phase(conv, 1, kw) == pv) {
-              phase.taps.push_back(kh * conv.kernel[1] + kw);
-            }
-          }
-        }
-        if (phase.first[0] <= phase.last[0] && phase.first[1] <= phase.last[1]) phases_.push_back(phase);
-      }
+    for (int64_t row_residue : residues_of_input(conv, 0)) {
+      for (int64_t column_residue : residues_of_input(conv, 1)) add_phase({row_residue, column_residue});
     }
   }
 
@@ -231,22 +254,21 @@ class InputGradient {
     }
   }
 
-  void prepare(const S* weight, int64_t mr) {  // weight: [out, in, kh, kw]
+  void prepare(const S* weight, int64_t mr, int workers) {  // weight: [out, in, kh, kw]
     for (Phase& phase : phases_) {
       const int64_t taps = static_cast<int64_t>(phase.taps.size()), count = conv_.out_channels * taps;
-      for (int64_t k = 0; k < count; ++k) {
-        const int64_t tap = phase.taps[static_cast<size_t>(k % taps)];
-        const int64_t up = dz_.pad_low[0] - tap_shift(conv_, 0, tap / conv_.kernel[1]);
-        const int64_t left = dz_.pad_low[1] - tap_shift(conv_, 1, tap % conv_.kernel[1]);
-        phase.offset[k] = k / taps * dz_.plane() + up * dz_.pitch + left;
+      std::vector<int64_t> at;  // of the k-th weight behind its input channel's first
+      for (int64_t o = 0; o < conv_.out_channels; ++o) {
+        for (int64_t tap : phase.taps) {
+          const int64_t up = dz_.pad_low[0] - tap_shift(conv_, 0, tap / conv_.kernel[1]);
+          const int64_t left = dz_.pad_low[1] - tap_shift(conv_, 1, tap % conv_.kernel[1]);
+          phase.offset[at.size()] = o * dz_.plane() + up * dz_.pitch + left;
+          at.push_back(o * conv_.in_channels * conv_.taps() + tap);
+        }
       }
       pack_weights(
-          conv_.in_channels, count, mr, 0, count,
-          [&](int64_t i, int64_t k) {
-            return weight[(k / taps * conv_.in_channels + i) * conv_.taps() +
-                          phase.taps[static_cast<size_t>(k % taps)]];
-          },
-          phase.weights);
+          conv_.in_channels, count, mr, 0, count, workers, [&](int64_t i) { return weight + i * conv_.taps(); },
+          [&](int64_t k) { return at[static_cast<size_t>(k)]; }, phase.weights);
     }
   }
 
@@ -274,12 +296,27 @@ class InputGradient {
   }
 
  private:
-  struct Phase {
+  struct Phase {  // the input pixels of one residue: rows first[0] to last[0] in units of the stride, columns likewise
     int64_t residue[2], first[2], last[2];
     std::vector<int64_t> taps;
     int64_t* offset = nullptr;
     S* weights = nullptr;
   };
+
+  void add_phase(const int64_t (&residue)[2]) {
+    Phase phase{};
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t low = conv_.pad_low[axis], last = low + conv_.in[axis] - 1, stride = conv_.stride[axis];
+      phase.residue[axis] = residue[axis];
+      phase.first[axis] = first_of_residue(low, stride, residue[axis]) / stride;
+      phase.last[axis] = (last - residue[axis]) / stride;
+    }
+    for (int64_t tap = 0; tap < conv_.taps(); ++tap) {
+      const int64_t kh = tap / conv_.kernel[1], kw = tap % conv_.kernel[1];
+      if (tap_residue(conv_, 0, kh) == residue[0] && tap_residue(conv_, 1, kw) == residue[1]) phase.taps.push_back(tap);
+    }
+    phases_.push_back(phase);
+  }
 
   Blocks blocks(const Phase& phase, int64_t batch) const {
     return {batch, conv_.in_channels, phase.first[0], phase.last[0] + 1, phase.last[1] - phase.first[1] + 1, dz_.pitch};
@@ -326,6 +363,9 @@ void add_weight_gradient(const Kernels<S>& kernels, const ConvolutionShape& conv
     for (int64_t q = 0; q < pixels; q += kPixelBlock) {
       WeightGradientTile<S> tile{};
       tile.source = x + q;
+      tile.q0 = q;
+      tile.pitch = in.pitch;
+      tile.columns = conv.out[1];
       tile.offset = offset;
       tile.source_stride = in.image();
       tile.dz = dz_origin + q;

@@ -89,6 +89,22 @@ void correlate(const CorrelateTile<S>& args) {
 }
 
 // ------------------------------------------------------------------------------------------------- weight gradient
+// The sum again, over the image's own pixels alone. Beside them the source may hold a NaN or an infinity that no output
+// read; dz is zero there, but zero times those is NaN.
+template <class S>
+S weight_gradient_inside(const WeightGradientTile<S>& args, int64_t m, int64_t k) {
+  S sum = 0;
+  for (int64_t b = 0; b < args.batch; ++b) {
+    if (!args.active[b]) continue;
+    const S* dz = args.dz + b * args.dz_stride + m * args.dz_pitch;
+    const S* x = args.source + b * args.source_stride + args.offset[k];
+    for (int64_t q = 0; q < args.pixels; ++q) {
+      if ((args.q0 + q) % args.pitch < args.columns) sum += dz[q] * x[q];
+    }
+  }
+  return sum;
+}
+
 // Sums over pixels stay in registers across the whole batch; rows and taps past the edge repeat the last one.
 template <class S>
 void weight_gradient(const WeightGradientTile<S>& args) {
@@ -120,7 +136,10 @@ void weight_gradient(const WeightGradientTile<S>& args) {
       }
       for (int i = 0; i < kRows && m + i < args.m1; ++i) {
         for (int j = 0; j < kTaps && k + j < args.k1; ++j) {
-          args.dweight[(m + i) * args.dweight_pitch + k + j] += sum_of_lanes<S>(sum[i][j]);
+          const S total = sum_of_lanes<S>(sum[i][j]);
+          const bool finite = total - total == S(0);
+          args.dweight[(m + i) * args.dweight_pitch + k + j] +=
+              finite ? total : weight_gradient_inside(args, m + i, k + j);
         }
       }
     }

@@ -39,7 +39,8 @@ struct WeightGradientTile {
   const S* dz;                  // zero outside the image's columns
   int64_t dz_stride, dz_pitch;  // between images, between channels
   const uint8_t* active;        // [batch]; images that take part
-  int64_t batch, pixels;        // pixels: the flattened, padded extent
+  int64_t batch, pixels;        // pixels: of the flattened, padded image, from its q0-th on
+  int64_t q0, pitch, columns;   // those with q % pitch >= columns are outside the image
   int64_t m0, m1, k0, k1;
   S* dweight;
   int64_t dweight_pitch;

@@ -13,21 +13,6 @@ Cell<S> cell_of(const LstmGatesForward& args, const LstmGatesShape& shape) {
                  args.zoneout_mask_c);
 }
 
-// Copies a gradient that may be absent (zero) to where it will be worked on.
-template <class S>
-void copy_or_zero(const Tensor& from, int64_t n, S* to) {
-  if (from.present) {
-    std::copy(from.as<const S>(), from.as<const S>() + n, to);
-  } else {
-    std::fill(to, to + n, S(0));
-  }
-}
-
-template <class S>
-S* offset_or_null(const Tensor& tensor, int64_t at) {
-  return tensor.present ? tensor.as<S>() + at : nullptr;
-}
-
 template <class S>
 void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int workers) {
   const Kernels<S>& kernels = cpu::kernels().get<S>();
@@ -41,13 +26,13 @@ void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int work
       const int64_t at = plane * P + p;
       CellForwardRun<S> run{};
       cell.point(run, channel, p, std::min(kCellRun, end - p), args.c.as<const S>() + at,
-                 offset_or_null<const S>(args.h, at), offset_or_null<const uint8_t>(args.zoneout_mask_h, at),
-                 offset_or_null<const uint8_t>(args.zoneout_mask_c, at));
+                 at_or_null<const S>(args.h, at), at_or_null<const uint8_t>(args.zoneout_mask_h, at),
+                 at_or_null<const uint8_t>(args.zoneout_mask_c, at));
       cell.point_bias(run, channel, p);
       for (int64_t k = 0; k < 4; ++k) {
         const int64_t at_gate = (b * 4 * C + k * C + channel) * P + p;
         run.z[k] = args.z.as<const S>() + at_gate;
-        run.gates[k] = offset_or_null<S>(args.gates, at_gate);
+        run.gates[k] = at_or_null<S>(args.gates, at_gate);
       }
       run.h_out = args.h_out.as<S>() + at;
       run.c_out = args.c_out.as<S>() + at;

@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
 #include <fstream>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 
 #include "base/error.h"
@@ -17,6 +20,33 @@
 namespace fusecell::cpu {
 namespace {
 
+constexpr int kMostThreads = 1024;
+
+// Microseconds of CPU time per period that the process's control group may use: "max 100000" or "200000 100000" in one
+// file (version 2), or two files (version 1). 0: no limit found.
+double cgroup_cores() {
+  std::string quota = "max";
+  double period = 0;
+  if (std::ifstream unified("/sys/fs/cgroup/cpu.max"); unified >> quota >> period) {
+  } else {
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+  }
+  const double microseconds = std::strtod(quota.c_str(), nullptr);  // 0 for "max", -1 for no limit
+  return microseconds > 0 && period > 0 ? microseconds / period : 0;
+}
+
+int cores_of_process() {
+  cpu_set_t set;
+  const int by_affinity = sched_getaffinity(0, sizeof set, &set) == 0
+                              ? CPU_COUNT(&set)
+                              : static_cast<int>(std::thread::hardware_concurrency());
+  const int cores = std::clamp(by_affinity, 1, kMostThreads);
+  const double quota = cgroup_cores();
+  return quota > 0 ? std::clamp(static_cast<int>(std::lround(quota)), 1, cores) : cores;
+}
+
+const int default_threads = cores_of_process();
 std::atomic<int> requested_threads{0};  // 0: the default
 std::atomic<int64_t> parallel_regions{0}, most_workers{0};
 
@@ -27,6 +57,8 @@ constexpr int kSpins = 1000;
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");
 #endif
 }
 
@@ -53,35 +85,35 @@ struct Job {
 class Pool {
  public:
   void run(Job& job) {
-    bool wake;
+    int sleepers;
     {
       const std::lock_guard lock(mutex_);
-      while (threads_ < job.workers - 1) {
-        std::thread([this] { help(); }).detach();
-        ++threads_;
-      }
+      start_helpers(job.workers - 1);
       jobs_.push_back(&job);
       posted_.fetch_add(1, std::memory_order_release);
-      wake = sleeping_ > 0;
+      sleepers = std::min(sleeping_, job.workers - 1);
     }
-    if (wake) wake_.notify_all();
+    for (; sleepers > 0; --sleepers) wake_.notify_one();
     job.work(0);
     {
       const std::lock_guard lock(mutex_);
       jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));  // nobody joins from here on
     }
-    for (int i = 0; i < spins() && job.running.load(std::memory_order_acquire) > 0; ++i) pause();
+    const int patience = spins();
+    for (int i = 0; i < patience && job.running.load(std::memory_order_acquire) > 0; ++i) pause();
     std::unique_lock lock(mutex_);
     done_.wait(lock, [&job] { return job.running.load(std::memory_order_acquire) == 0; });
   }
 
  private:
   // With more threads than cores, whoever spins keeps somebody else from working.
-  static int spins() { return num_threads() <= default_threads() ? kSpins : 0; }
+  static int spins() { return num_threads() <= default_threads ? kSpins : 0; }
 
-  static int default_threads() {
-    static const int threads = default_num_threads();
-    return threads;
+  void start_helpers(int wanted) {
+    try {
+      for (; threads_ < wanted; ++threads_) std::thread([this] { help(); }).detach();
+    } catch (const std::system_error&) {  // no more threads to be had: those that run, if only the caller, do it all
+    }
   }
 
   Job* open_job() {
@@ -97,7 +129,8 @@ class Pool {
       const uint64_t seen = posted_.load(std::memory_order_relaxed);
       if (Job* job = open_job()) return job;
       lock.unlock();
-      for (int i = 0; i < spins() && posted_.load(std::memory_order_acquire) == seen; ++i) pause();
+      const int patience = spins();
+      for (int i = 0; i < patience && posted_.load(std::memory_order_acquire) == seen; ++i) pause();
       lock.lock();
       if (posted_.load(std::memory_order_relaxed) != seen) continue;
       ++sleeping_;
@@ -115,7 +148,7 @@ class Pool {
       lock.unlock();
       job->work(worker);
       lock.lock();
-      if (job->running.fetch_sub(1, std::memory_order_release) == 1) done_.notify_all();  // the job may be gone now
+      if (job->running.fetch_sub(1, std::memory_order_release) == 1) done_.notify_all();
     }
   }
 
@@ -127,47 +160,24 @@ class Pool {
 };
 
 // Never destroyed: its threads wait in it until the process ends. After a fork the child has none of the threads, and
-// the mutex may be held by one that is gone, so the child gets a new pool and forgets the old one.
-std::atomic<Pool*> pool_of_process{nullptr};
-
-Pool& pool() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    pool_of_process = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool_of_process = new Pool; });
-  });
-  return *pool_of_process.load();
-}
-
-int cgroup_quota(int cores) {  // "max 100000" or "200000 100000": microseconds of CPU time per period
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return cores;
-  try {
-    return std::clamp(static_cast<int>(std::stod(quota) / period + 0.5), 1, cores);
-  } catch (const std::exception&) {
-    return cores;
-  }
-}
+// the mutex may be held by one that is gone, so the child gets a new pool and forgets the old one. Made when the
+// library is loaded, so that no fork can fall into the making; threads start with the first work.
+std::atomic<Pool*> pool_of_process{new Pool};
+[[maybe_unused]] const int registered =
+    pthread_atfork(nullptr, nullptr, [] { pool_of_process.store(new Pool, std::memory_order_relaxed); });
 
 }  // namespace
 
-int default_num_threads() {
-  cpu_set_t set;
-  const int by_affinity =
-      sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : int(std::thread::hardware_concurrency());
-  return cgroup_quota(std::max(by_affinity, 1));
-}
+int default_num_threads() { return default_threads; }
 
 void set_num_threads(int64_t n) {
-  if (n < 1 || n > 1024) value_error("n", "a number of threads from 1 to 1024", std::to_string(n));
+  if (n < 1 || n > kMostThreads) value_error("n", "a number of threads from 1 to 1024", std::to_string(n));
   requested_threads = static_cast<int>(n);
 }
 
 int num_threads() {
-  if (requested_threads == 0) requested_threads = default_num_threads();
-  return requested_threads;
+  const int requested = requested_threads;
+  return requested > 0 ? requested : default_threads;
 }
 
 PoolStatistics pool_statistics() { return {parallel_regions, most_workers}; }
@@ -184,7 +194,7 @@ void run_chunks(int64_t chunks, int workers, ChunkFunction function, void* conte
     return;
   }
   Job job{.function = function, .context = context, .chunks = chunks, .workers = workers};
-  pool().run(job);
+  pool_of_process.load(std::memory_order_relaxed)->run(job);
   parallel_regions.fetch_add(1, std::memory_order_relaxed);
   int64_t seen = most_workers;
   while (seen < job.took_part && !most_workers.compare_exchange_weak(seen, job.took_part)) {

@@ -18,15 +18,15 @@ struct PoolStatistics {
 PoolStatistics pool_statistics();
 void reset_pool_statistics();
 
-using ChunkFunction = void (*)(void* context, int64_t chunk, int worker);
+using ChunkFunction = void (*)(void* context, int64_t chunk, int worker) noexcept;
 void run_chunks(int64_t chunks, int workers, ChunkFunction function, void* context);
 
 // f(chunk, worker) for every chunk; worker < workers names a scratch slot that no other running chunk has.
 template <class F>
 void parallel_for(int64_t chunks, int workers, F&& f) {
   run_chunks(
-      chunks, workers, [](void* context, int64_t chunk, int worker) { (*static_cast<F*>(context))(chunk, worker); },
-      &f);
+      chunks, workers,
+      [](void* context, int64_t chunk, int worker) noexcept { (*static_cast<F*>(context))(chunk, worker); }, &f);
 }
 
 }  // namespace fusecell::cpu

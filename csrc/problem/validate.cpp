@@ -1,11 +1,14 @@
 #include "problem/validate.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 #include <utility>
 
 #include "base/error.h"
+#include "base/size.h"
 
 namespace fusecell {
 
@@ -23,9 +26,9 @@ namespace {
 
 // --------------------------------------------------------------------------------------------------- small rules
 std::string number(double value) {
-  std::string text = std::to_string(value);
-  text.erase(text.find_last_not_of('0') + 1);
-  return text.back() == '.' ? text + "0" : text;
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", value);
+  return text;
 }
 
 void expect_present(const std::string& name, const Tensor& tensor) {
@@ -48,8 +51,12 @@ void expect_at_least(const std::string& name, int64_t value, int64_t least) {
   if (value < least) value_error(name, "at least " + std::to_string(least), std::to_string(value));
 }
 
-void expect_rate(const std::string& name, double rate) {
-  if (!(rate >= 0.0 && rate <= 1.0)) value_error(name, "a rate between 0 and 1", number(rate));
+void expect_finite(const std::string& name, double value) {
+  if (!std::isfinite(value)) value_error(name, "a finite number", number(value));
+}
+
+void expect_half(const std::string& name, double value) {
+  if (value != 0.0 && value != 0.5 && value != 1.0) value_error(name, "0, 0.5 or 1", number(value));
 }
 
 enum class Need { required, optional };
@@ -131,13 +138,15 @@ constexpr int64_t kLargestExtent = int64_t(1) << 40;
 void expect_extents(const std::string& name, const Tensor& tensor, size_t first, int64_t least) {
   for (size_t axis = first; axis < tensor.shape.size(); ++axis) {
     if (tensor.shape[axis] < least || tensor.shape[axis] > kLargestExtent) {
-      value_error(name, "every extent from axis " + std::to_string(first) + " on at least " + std::to_string(least),
+      value_error(name,
+                  "every extent from axis " + std::to_string(first) + " on from " + std::to_string(least) + " to " +
+                      std::to_string(kLargestExtent),
                   to_string(tensor.shape));
     }
   }
 }
 
-void expect_moderate(const ConvolutionOptions& options) {  // so that no product of extents can overflow
+void expect_moderate(const ConvolutionOptions& options) {  // with kLargestExtent: no padded extent overflows
   constexpr int64_t kLargest = int64_t(1) << 20;
   for (int axis = 0; axis < 2; ++axis) {
     if (options.stride[axis] > kLargest) value_error("stride", "at most 1048576", std::to_string(options.stride[axis]));
@@ -173,10 +182,8 @@ CellShape validate_cell(const CellOptions& options) {
     default:
       value_error("activation", "tanh, relu, leaky_relu, hard_tanh, softsign or identity", options.activation);
   }
-  if (!std::isfinite(options.slope)) value_error("slope", "a finite number", number(options.slope));
-  if (options.relu_at_zero != 0.0 && options.relu_at_zero != 0.5 && options.relu_at_zero != 1.0) {
-    value_error("relu_at_zero", "0, 0.5 or 1", number(options.relu_at_zero));
-  }
+  expect_finite("slope", options.slope);
+  expect_half("relu_at_zero", options.relu_at_zero);
   expect_rate("zoneout_h", options.zoneout_h);
   expect_rate("zoneout_c", options.zoneout_c);
   return cell;
@@ -218,6 +225,17 @@ Activation activation_from_name(const std::string& argument, const std::string& 
   value_error(argument, "one of " + known, "\"" + name + "\"");
 }
 
+void expect_rate(const std::string& name, double rate) {
+  if (!(rate >= 0.0 && rate <= 1.0)) value_error(name, "a rate between 0 and 1", number(rate));
+}
+
+ActivationParameters<double> activation_parameters(double slope, double alpha, double at_zero) {
+  expect_finite("slope", slope);
+  expect_finite("alpha", alpha);
+  expect_half("at_zero", at_zero);
+  return {slope, alpha, at_zero};
+}
+
 void expect_floating(const std::string& name, const Tensor& tensor) {
   expect_present(name, tensor);
   if (tensor.dtype != DType::float32 && tensor.dtype != DType::float64) {
@@ -249,6 +267,7 @@ Conv2dShape validate(const Conv2dForward& args, Stage stage) {
   expect_moderate(args.options);
   const Conv2dShape shape = {dtype, args.x.shape[0],
                              convolution_shape(args.options, "x", &args.x.shape[2], args.weight)};
+  checked_product("y", {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]});
   expect("bias", args.bias, dtype, {w[0]}, Need::optional);
   expect("y", args.y, dtype, {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]}, required_at_run(stage));
   return shape;
@@ -338,6 +357,8 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
     value_error("truncation", "0 (none) or a number of steps", std::to_string(args.options.truncation));
   }
 
+  checked_product("gates", {shape.steps, shape.batch, w[0], shape.input.out[0], shape.input.out[1]});
+  checked_product("gates", {shape.batch, w[0], shape.input.out[0], shape.input.out[1]});  // T may be 0
   const Shape spatial = {shape.input.out[0], shape.input.out[1]};
   const Shape state = joined({shape.batch, shape.channels}, spatial);
   const Shape sequence = joined({shape.steps}, state);

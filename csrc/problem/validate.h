@@ -21,6 +21,10 @@ LstmGatesShape validate(const LstmGatesBackward& args, Stage stage);
 ConvLstmShape validate(const ConvLstmForward& args, Stage stage);
 ConvLstmShape validate(const ConvLstmBackward& args, Stage stage);
 
+// The parameters of the activations: finite, at_zero 0, 0.5 or 1.
+ActivationParameters<double> activation_parameters(double slope, double alpha, double at_zero);
+void expect_rate(const std::string& name, double rate);
+
 // For the elementwise ops: a floating tensor, and one of the same dtype and shape.
 void expect_floating(const std::string& name, const Tensor& tensor);
 void expect_like(const std::string& name, const Tensor& tensor, const Tensor& other, const std::string& other_name);

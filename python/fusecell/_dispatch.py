@@ -75,15 +75,23 @@ def describe_all(arrays: Mapping[str, Array | None]) -> dict[str, Descriptor]:
     return {name: describe(array) for name, array in arrays.items() if array is not None}
 
 
-def plan(op: str, arrays: Mapping[str, Array | None], options: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Check the inputs of an op; the shapes of its outputs and the bytes of scratch it needs. ValueError, TypeError."""
-    return dict(getattr(_cpu, f"{op}_plan")(describe_all(arrays), dict(options), threads))
+def plan(op: str, arrays: Mapping[str, Array | None], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the inputs of an op and say the shapes of its outputs. Raises ValueError, TypeError, MemoryError."""
+    return dict(getattr(_cpu, f"{op}_plan")(describe_all(arrays), dict(options), False, get_num_threads()))
 
 
-def run(op: str, arrays: Mapping[str, Array | None], options: Mapping[str, Any], nbytes: int, threads: int) -> None:
-    """Run `<op>_forward` or `<op>_backward` into the outputs among `arrays`, with that much scratch."""
-    space = scratch(nbytes)
-    getattr(_cpu, op)(describe_all(arrays), dict(options), (space.ctypes.data, space.nbytes, threads))
+def run(
+    op: str,
+    arrays: Mapping[str, Array | None],
+    options: Mapping[str, Any],
+    gradients: Mapping[str, Array | None] | None = None,
+) -> None:
+    """Run an op forward into the outputs among `arrays`, or backward into those among `gradients`, if there are any."""
+    backward, threads = gradients is not None, get_num_threads()
+    forward, chosen = describe_all(arrays), dict(options)
+    space = scratch(getattr(_cpu, f"{op}_plan")(forward, chosen, backward, threads)["scratch"])
+    function = getattr(_cpu, f"{op}_backward" if backward else f"{op}_forward")
+    function({**forward, **describe_all(gradients or {})}, chosen, (space.ctypes.data, space.nbytes, threads))
 
 
 def call(function: str, *arguments: Any) -> Any:

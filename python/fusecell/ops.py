@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,6 +117,8 @@ def _flag(name: str, value: Any) -> bool:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a name, got {type(value).__name__}")
+    if not value.isascii():
+        raise ValueError(f"{name}: expected a name of an activation, got {value!r}")
     return value
 
 
@@ -129,6 +132,8 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 
 def _padding(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
+        if value not in ("same", "valid"):
+            raise ValueError(f'padding: expected "same", "valid" or numbers, got {value!r}')
         return {"padding": value}
     if isinstance(value, (tuple, list)) and len(value) == 2:
         ends = [v if isinstance(v, (tuple, list)) else (v, v) for v in value]
@@ -144,14 +149,17 @@ def _convolution(stride: Any, dilation: Any, padding: Any) -> dict[str, Any]:
 def _lengths(value: Any) -> Array | None:
     if value is None:
         return None
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError("lengths: expected one integer for each sample, got lists of different lengths") from None
     if array.size == 0:
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected integers, got {array.dtype}")
+        raise TypeError(f"lengths: expected integers of 64 bits, got {array.dtype}")
     if array.size and int(array.max()) > 2**62:
         raise ValueError(f"lengths: expected at most the number of steps, got {array.max()}")
-    return np.ascontiguousarray(array, np.int64)
+    return np.asarray(array, np.int64, order="C")
 
 
 def _mask(name: str, value: Any) -> Array | None:
@@ -159,7 +167,7 @@ def _mask(name: str, value: Any) -> Array | None:
         return None
     array = _array(name, value)
     if array.dtype == np.bool_:
-        return array.view(np.uint8)
+        array = array.view(np.uint8)
     if array.dtype == np.uint8 and array.size and array.max() > 1:
         raise ValueError(f"{name}: expected only 0 and 1, got {array.max()}")
     return array
@@ -281,8 +289,7 @@ def conv_lstm_forward(
     }
     rate = _rate("recurrent_dropout", recurrent_dropout, below=1.0)
     seed, offset = _integer("seed", seed, 0, 2**64 - 1), _integer("offset", offset, 0, 2**64 - 1)
-    threads = _dispatch.get_num_threads()
-    plan = _dispatch.plan("conv_lstm", arrays, options, threads)
+    plan = _dispatch.plan("conv_lstm", arrays, options)
     dtype, sequence, state = x.dtype.newbyteorder("="), tuple(plan["y"]), tuple(plan["state"])
     if _flag("training", training):
         _draw_zoneout(arrays, options, sequence, seed, offset)
@@ -293,7 +300,7 @@ def conv_lstm_forward(
     c = _dispatch.empty(sequence, dtype) if save else None
     gates = _dispatch.empty(tuple(plan["gates"]), dtype) if save == "gates" else None
     outputs = {"y": y, "h_n": h_n, "c_n": c_n, "c": c, "gates": gates}
-    _dispatch.run("conv_lstm_forward", {**arrays, **outputs}, options, plan["forward_scratch"], threads)
+    _dispatch.run("conv_lstm", {**arrays, **outputs}, options)
     if save is None:
         return y, h_n, c_n, None
     return y, h_n, c_n, SavedConvLSTM({**arrays, "y": y, "c": c, "gates": gates}, options)
@@ -321,21 +328,31 @@ def conv_lstm_backward(
     given = saved.arrays
     possible = ["x", "weight_ih", "weight_hh", *(n for n in ("bias", "peephole") if given[n] is not None), "h_0", "c_0"]
     wanted = _wanted(needs, possible)
-    gradients = {name: _optional(name, value) for name, value in (("dy", dy), ("dh_n", dh_n), ("dc_n", dc_n))}
-    threads = _dispatch.get_num_threads()
-    plan = _dispatch.plan("conv_lstm", given, saved.options, threads)  # anew: the number of threads may have changed
-
-    x = given["x"]
+    x, y = given["x"], given["y"]
     assert x is not None
-    state = tuple(plan["state"])
+    assert y is not None
+    state = y.shape[1:]
     outputs = {"dh_0": _dispatch.empty(state, x.dtype), "dc_0": _dispatch.empty(state, x.dtype)}
     for name in wanted - {"h_0", "c_0"}:
         like = given[name]
         assert like is not None
         outputs[f"d{name}"] = _dispatch.empty(like.shape, like.dtype)
-    arrays = {**given, **gradients, **outputs}
-    _dispatch.run("conv_lstm_backward", arrays, saved.options, plan["backward_scratch"], threads)
+    sent = {name: _optional(name, value) for name, value in (("dy", dy), ("dh_n", dh_n), ("dc_n", dc_n))}
+    _dispatch.run("conv_lstm", given, saved.options, {**sent, **outputs})
     return {name: outputs[f"d{name}"] for name in possible if name in wanted}
+
+
+@contextmanager
+def _step_names() -> Iterator[None]:
+    """A step is a sequence of one: what the sequence says of its arguments, said of the step's."""
+    of_step = {"h_0": "h", "c_0": "c", "dh_n": "dh", "dc_n": "dc"}
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in of_step:
+            raise
+        raise type(error)(of_step[name] + colon + rest) from None
 
 
 def conv_lstm_step_forward(
@@ -358,7 +375,7 @@ def conv_lstm_step_forward(
 
     Returns the new h and c [B, C, H, W] and what backward needs. Raises TypeError, ValueError.
     """
-    for name in ("lengths", "reverse", "truncation"):
+    for name in ("lengths", "reverse", "truncation", "h_0", "c_0"):
         if name in options:
             raise TypeError(f"{name}: expected only for whole sequences, got it for a single step")
     x = _array("x", x)
@@ -366,7 +383,8 @@ def conv_lstm_step_forward(
         raise ValueError(f"x: expected shape [B, Cin, Hin, Win], got {x.shape}")
     for name, mask in (("zoneout_mask_h", zoneout_mask_h), ("zoneout_mask_c", zoneout_mask_c)):
         options[name] = None if mask is None else _array(name, mask)[None]
-    _, h_n, c_n, saved = conv_lstm_forward(x[None], weight_ih, weight_hh, bias, peephole, h, c, **options)
+    with _step_names():
+        _, h_n, c_n, saved = conv_lstm_forward(x[None], weight_ih, weight_hh, bias, peephole, h, c, **options)
     return h_n, c_n, saved
 
 
@@ -377,14 +395,15 @@ def conv_lstm_step_backward(
 
     dh, dc: [B, C, H, W], None: zero. Raises TypeError, ValueError.
     """
-    to_sequence = {"h": "h_0", "c": "c_0"}
-    if needs is not None and not isinstance(needs, str):
-        needs = [to_sequence.get(name, name) for name in needs]
-    gradients = conv_lstm_backward(saved, None, dh, dc, needs=needs)
-    from_sequence = {"h_0": "h", "c_0": "c"}
-    return {
-        from_sequence.get(name, name): gradient[0] if name == "x" else gradient for name, gradient in gradients.items()
-    }
+    if not isinstance(saved, SavedConvLSTM):
+        raise TypeError(f"saved: expected what conv_lstm_step_forward returned last, got {type(saved).__name__}")
+    optional = (name for name in ("bias", "peephole") if saved.arrays[name] is not None)
+    of_sequence = {name: name for name in ("x", "weight_ih", "weight_hh", *optional)} | {"h": "h_0", "c": "c_0"}
+    wanted = _wanted(needs, list(of_sequence))
+    with _step_names():
+        gradients = conv_lstm_backward(saved, None, dh, dc, needs={of_sequence[name] for name in wanted})
+    found = {name: gradients[of] for name, of in of_sequence.items() if name in wanted}
+    return {name: gradient[0] if name == "x" else gradient for name, gradient in found.items()}
 
 
 # -------------------------------------------------------------------------------------------------- lstm_gates
@@ -394,7 +413,6 @@ class SavedGates:
 
     arrays: dict[str, Array | None]
     options: dict[str, Any]
-    plan: dict[str, Any]
 
 
 def lstm_gates_forward(
@@ -435,16 +453,15 @@ def lstm_gates_forward(
     }
     options = _cell_options(recurrent_activation, activation, slope, relu_at_zero, zoneout_h, zoneout_c)
     seed, offset = _integer("seed", seed, 0, 2**64 - 1), _integer("offset", offset, 0, 2**64 - 1)
-    threads = _dispatch.get_num_threads()
-    plan = _dispatch.plan("lstm_gates", arrays, options, threads)
+    _dispatch.plan("lstm_gates", arrays, options)
     if _flag("training", training):
         _draw_zoneout(arrays, options, c.shape, seed, offset)
 
     dtype = c.dtype.newbyteorder("=")
     h_out, c_out, gates = (_dispatch.empty(shape, dtype) for shape in (c.shape, c.shape, z.shape))
     outputs = {"h_out": h_out, "c_out": c_out, "gates": gates}
-    _dispatch.run("lstm_gates_forward", {**arrays, **outputs}, options, 0, threads)
-    return h_out, c_out, SavedGates({**arrays, "gates": gates}, options, plan)
+    _dispatch.run("lstm_gates", {**arrays, **outputs}, options)
+    return h_out, c_out, SavedGates({**arrays, "gates": gates}, options)
 
 
 def lstm_gates_backward(
@@ -470,9 +487,8 @@ def lstm_gates_backward(
         like = c if name == "h" else given[name]
         assert like is not None
         outputs[names[name]] = _dispatch.empty(like.shape, like.dtype)
-    arrays = {**given, "dh": _optional("dh", dh), "dc": _optional("dc", dc), **outputs}
-    threads = _dispatch.get_num_threads()
-    _dispatch.run("lstm_gates_backward", arrays, saved.options, saved.plan["backward_scratch"], threads)
+    sent = {"dh": _optional("dh", dh), "dc": _optional("dc", dc)}
+    _dispatch.run("lstm_gates", given, saved.options, {**sent, **outputs})
     return {name: outputs[names[name]] for name in possible if name in wanted}
 
 
@@ -492,10 +508,8 @@ def conv2d_forward(
     """
     arrays = {"x": _array("x", x), "weight": _array("weight", weight), "bias": _optional("bias", bias)}
     options = _convolution(stride, dilation, padding)
-    threads = _dispatch.get_num_threads()
-    plan = _dispatch.plan("conv2d", arrays, options, threads)
-    y = _dispatch.empty(tuple(plan["y"]), x.dtype.newbyteorder("="))
-    _dispatch.run("conv2d_forward", {**arrays, "y": y}, options, plan["forward_scratch"], threads)
+    y = _dispatch.empty(tuple(_dispatch.plan("conv2d", arrays, options)["y"]), x.dtype.newbyteorder("="))
+    _dispatch.run("conv2d", {**arrays, "y": y}, options)
     return y
 
 
@@ -516,13 +530,11 @@ def conv2d_backward(
     wanted = _wanted(needs, ("x", "weight", "bias"))
     arrays = {"x": _array("x", x), "weight": _array("weight", weight)}
     options = _convolution(stride, dilation, padding)
-    threads = _dispatch.get_num_threads()
-    plan = _dispatch.plan("conv2d", arrays, options, threads)
+    _dispatch.plan("conv2d", arrays, options)
     shapes = {"x": arrays["x"].shape, "weight": arrays["weight"].shape, "bias": (weight.shape[0],)}
     dtype = arrays["x"].dtype
     outputs = {f"d{name}": _dispatch.empty(shape, dtype) for name, shape in shapes.items() if name in wanted}
-    every = {**arrays, "dy": _array("dy", dy), **outputs}
-    _dispatch.run("conv2d_backward", every, options, plan["backward_scratch"], threads)
+    _dispatch.run("conv2d", arrays, options, {"dy": _array("dy", dy), **outputs})
     return {name: outputs[f"d{name}"] for name in shapes if name in wanted}
 
 
@@ -583,7 +595,28 @@ def _gradients(value: Any, *, in_place: bool) -> tuple[list[Array], list[Array]]
             raise TypeError(f"gradients[{i}]: expected dtype float32 or float64, got {g.dtype}")
         if in_place and not g.flags.writeable:
             raise ValueError(f"gradients[{i}]: expected a writable array, got a read-only one")
+    if in_place:
+        _refuse_overlap(given)
     return list(given), work
+
+
+def _refuse_overlap(arrays: Sequence[Array]) -> None:
+    """An element that stands in the list twice would be scaled twice."""
+
+    def reach(item: tuple[int, Array]) -> tuple[int, int]:
+        a = item[1]
+        steps = [(n - 1) * stride for n, stride in zip(a.shape, a.strides, strict=True)]
+        low = a.ctypes.data + sum(min(step, 0) for step in steps)
+        return low, low + sum(abs(step) for step in steps) + a.itemsize
+
+    open_until: list[tuple[int, int, Array]] = []  # (end, index, array) of those that reach as far as the next begins
+    for item in sorted(((i, a) for i, a in enumerate(arrays) if a.size), key=reach):
+        low, high = reach(item)
+        open_until = [entry for entry in open_until if entry[0] > low]
+        for _, index, other in open_until:
+            if np.shares_memory(item[1], other):
+                raise ValueError(f"gradients[{item[0]}]: expected memory of its own, got some of gradients[{index}]")
+        open_until.append((high, item[0], item[1]))
 
 
 def _copy_back(given: list[Array], work: list[Array]) -> None:
@@ -673,6 +706,9 @@ def clip_if_any_exceeds_(gradients: Array | Sequence[Array], threshold: float) -
     for target, array, above in zip(given, work, exceeds, strict=True):
         if above:
             norm = float(_dispatch.call_list("global_norm", [array], 2.0))
+            if norm < 1e-300:  # its inverse would overflow
+                _dispatch.call("scale", array, 2.0**500)
+                norm *= 2.0**500
             _dispatch.call("scale", array, 1.0 / norm)
             _copy_back([target], [array])
     return exceeds
@@ -683,7 +719,7 @@ def bernoulli(shape: int | Sequence[int], rate: float, *, seed: int, offset: int
     """A uint8 array that is 1 with probability `rate`, else 0: Philox4x32-10 (Salmon et al. 2011).
 
     Element e is 1 iff word e % 4 of the block at counter offset + e // 4, in the given stream of the given seed, is
-    below rate * 2^32: the same on every backend. Raises TypeError, ValueError.
+    below floor(rate * 2^32 + 0.5): the same on every backend. Raises TypeError, ValueError.
     """
     extents = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     out = _dispatch.empty(tuple(_integer("shape", n, 0) for n in extents), np.uint8)

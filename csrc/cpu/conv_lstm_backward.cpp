@@ -1,0 +1,182 @@
+// The ConvLSTM sequence backward. Per step: the gate adjoint, then the weights' gradients and the two convolutions
+// backwards while dz is in the cache: the chunk of steps whose dz is kept is a single one.
+
+#include <algorithm>
+#include <vector>
+
+#include "base/dtype.h"
+#include "cpu/backend.h"
+#include "cpu/conv_lstm_step.h"
+
+namespace fusecell::cpu {
+namespace {
+
+template <class S>
+struct BackwardPlan {
+  const Kernels<S>& kernels = cpu::kernels().get<S>();
+  StepForward<S> step_forward;  // to pack x_t and h', and to make the gates again where they were not saved
+  Packing gradient;
+  InputGradient<S> of_x, of_h;
+  CellGradients<S> cell_gradients;
+  S *gates, *dz, *packed_dz, *zeros, *z;
+  int64_t z_stride;
+
+  BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, Arena& arena, int workers)
+      : step_forward(shape, arena, workers),
+        gradient(gradient_packing({&shape.input, &shape.recurrent}, step_forward.pitch())),
+        of_x(shape.input, gradient),
+        of_h(shape.recurrent, gradient),
+        cell_gradients(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena) {
+    of_x.take(arena, kernels.mr);
+    of_h.take(arena, kernels.mr);
+    gates = arena.take<S>(4 * shape.state_size());
+    dz = arena.take<S>(4 * shape.state_size());
+    packed_dz = arena.take<S>(checked_product("scratch", {shape.batch, gradient.image()}));
+    zeros = arena.take<S>(shape.channels * shape.pixels());
+    z_stride = std::max(of_x.z_size(), of_h.z_size());
+    z = arena.take<S>(z_stride * workers);
+  }
+};
+
+template <class S>
+class Backward {
+ public:
+  Backward(const ConvLstmBackward& args, const ConvLstmShape& shape, void* scratch, int workers)
+      : args_(args),
+        shape_(shape),
+        arena_(scratch),
+        plan_(args, shape, arena_, workers),
+        cell_(cell_of<S>(args, shape)),
+        timeline_(args, shape),
+        workers_(workers) {}
+
+  void run() {
+    plan_.step_forward.prepare(args_.weight_ih.as<const S>(), args_.weight_hh.as<const S>());
+    plan_.of_h.prepare(args_.weight_hh.as<const S>(), plan_.kernels.mr, workers_);
+    if (args_.dx.present) plan_.of_x.prepare(args_.weight_ih.as<const S>(), plan_.kernels.mr, workers_);
+    std::fill_n(plan_.zeros, sample_, S(0));
+    for (const Tensor* dweight : {&args_.dweight_ih, &args_.dweight_hh}) {
+      if (dweight->present) std::fill_n(dweight->template as<S>(), dweight->size(), S(0));
+    }
+    plan_.cell_gradients.clear();
+    copy_or_zero(args_.dh_n, size_, args_.dh_0.as<S>());
+    copy_or_zero(args_.dc_n, size_, args_.dc_0.as<S>());
+    for (int64_t s = shape_.batch == 0 ? -1 : shape_.steps - 1; s >= 0; --s) run_step(s);
+    plan_.cell_gradients.finish();
+  }
+
+ private:
+  // The state that a sample's step s started from. An inactive predecessor left the initial state alone.
+  const S* before(const Tensor& sequence, const Tensor& initial, int64_t s, int64_t b) const {
+    if (s > 0 && timeline_.active(s - 1, b)) {
+      return sequence.as<const S>() + timeline_.time(s - 1) * size_ + b * sample_;
+    }
+    return initial.present ? initial.as<const S>() + b * sample_ : plan_.zeros;
+  }
+
+  ForwardStep<S> forward_step(int64_t s) const {
+    const int64_t t = timeline_.time(s);
+    ForwardStep<S> step{};
+    step.x = at_or_null<const S>(args_.x, t * x_size_);
+    step.active = timeline_.active(s);
+    step.zoneout_mask_h = at_or_null<const uint8_t>(args_.zoneout_mask_h, t * size_);
+    step.zoneout_mask_c = at_or_null<const uint8_t>(args_.zoneout_mask_c, t * size_);
+    for (int64_t b = 0; b < shape_.batch; ++b) {
+      step.h_before.push_back(before(args_.y, args_.h_0, s, b));
+      step.c_before.push_back(before(args_.c, args_.c_0, s, b));
+    }
+    return step;
+  }
+
+  void run_step(int64_t s) {
+    ForwardStep<S> forward = forward_step(s);
+    const bool recompute = !args_.gates.present;
+    if (recompute || args_.dweight_ih.present || args_.dweight_hh.present) {
+      plan_.step_forward.pack_inputs(forward, args_.dropout_mask.as<const S>());
+    }
+    if (recompute) {
+      forward.gates = plan_.gates;
+      plan_.step_forward.run(cell_, forward);
+    }
+    gates_adjoint(s, forward);
+    const int64_t image = 4 * sample_;
+    pack<S>(
+        plan_.gradient, forward.active, [&](int64_t b) { return plan_.dz + b * image; }, nullptr, workers_,
+        plan_.packed_dz);
+    weight_gradients(forward.active);
+    if (!detaches(s)) {
+      plan_.of_h.run(plan_.kernels, plan_.packed_dz, forward.active, args_.dropout_mask.as<const S>(), true, workers_,
+                     plan_.z, plan_.z_stride, args_.dh_0.as<S>());
+    }
+    if (args_.dx.present) input_gradient(s, forward.active);
+  }
+
+  bool detaches(int64_t s) const {
+    const int64_t every = args_.options.truncation;
+    return every > 0 && s > 0 && s % every == 0;
+  }
+
+  void gates_adjoint(int64_t s, const ForwardStep<S>& forward) {
+    const int64_t t = timeline_.time(s);
+    BackwardStep<S> step{};
+    step.gates = args_.gates.present ? at_or_null<const S>(args_.gates, t * (4 * size_)) : plan_.gates;
+    step.c_before = forward.c_before;
+    step.zoneout_mask_h = forward.zoneout_mask_h;
+    step.zoneout_mask_c = forward.zoneout_mask_c;
+    step.dy = at_or_null<const S>(args_.dy, t * size_);
+    step.dh = args_.dh_0.as<S>();
+    step.dc = args_.dc_0.as<S>();
+    step.dz = plan_.dz;
+    step.active = forward.active;
+    step.detach = detaches(s);
+    plan_.cell_gradients.step(plan_.kernels, step, workers_);
+  }
+
+  void weight_gradients(const std::vector<uint8_t>& active) {
+    const StepForward<S>& packed = plan_.step_forward;
+    if (args_.dweight_ih.present) {
+      add_weight_gradient(plan_.kernels, shape_.input, packed.packing_of_x(), packed.packed_x(), packed.offset_in(),
+                          plan_.gradient, plan_.packed_dz, active, workers_, args_.dweight_ih.as<S>());
+    }
+    if (args_.dweight_hh.present) {
+      add_weight_gradient(plan_.kernels, shape_.recurrent, packed.packing_of_h(), packed.packed_h(),
+                          packed.offset_state(), plan_.gradient, plan_.packed_dz, active, workers_,
+                          args_.dweight_hh.as<S>());
+    }
+  }
+
+  void input_gradient(int64_t s, const std::vector<uint8_t>& active) {
+    S* dx = at_or_null<S>(args_.dx, timeline_.time(s) * x_size_);
+    const int64_t image = x_size_ / std::max<int64_t>(shape_.batch, 1);
+    for (int64_t b = 0; b < shape_.batch; ++b) {
+      if (!active[static_cast<size_t>(b)]) std::fill_n(dx + b * image, image, S(0));
+    }
+    plan_.of_x.run(plan_.kernels, plan_.packed_dz, active, nullptr, false, workers_, plan_.z, plan_.z_stride, dx);
+  }
+
+  const ConvLstmBackward& args_;
+  const ConvLstmShape& shape_;
+  Arena arena_;
+  BackwardPlan<S> plan_;
+  Cell<S> cell_;
+  Timeline timeline_;
+  int workers_;
+  const int64_t sample_ = shape_.channels * shape_.pixels(), size_ = shape_.state_size();
+  const int64_t x_size_ = shape_.batch * shape_.input.in_channels * shape_.input.in_pixels();
+};
+
+}  // namespace
+
+int64_t conv_lstm_backward_scratch(const ConvLstmShape& shape, int workers) {
+  return with_scalar(shape.dtype, [&](auto s) {
+    Arena arena;
+    BackwardPlan<decltype(s)>(ConvLstmBackward{}, shape, arena, workers);
+    return arena.bytes();
+  });
+}
+
+void conv_lstm_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, void* scratch, int workers) {
+  with_scalar(shape.dtype, [&](auto s) { Backward<decltype(s)>(args, shape, scratch, workers).run(); });
+}
+
+}  // namespace fusecell::cpu
