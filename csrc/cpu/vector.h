@@ -45,15 +45,23 @@ FUSECELL_HD void store(S* p, Vector<S> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The lanes' sum as a tree, so that its order is fixed and its error small.
-template <class S>
-FUSECELL_HD S sum_of_lanes(Vector<S> v) {
-  S lane[kLanes<S>];
-  store(lane, v);
-  for (int64_t half = kLanes<S> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+template <class S, int kBytes>
+struct Narrow {
+  typedef S type __attribute__((vector_size(kBytes)));
+};
+
+// The lanes' sum as a tree (upper half onto lower half, and so on), so that its order is fixed and its error small.
+template <class S, int kBytes = kVectorBytes>
+FUSECELL_HD S sum_of_lanes(typename Narrow<S, kBytes>::type v) {
+  if constexpr (kBytes > 16) {
+    typename Narrow<S, kBytes / 2>::type half[2];
+    __builtin_memcpy(half, &v, sizeof v);
+    return sum_of_lanes<S, kBytes / 2>(half[0] + half[1]);
+  } else if constexpr (sizeof(S) == 4) {
+    return (v[0] + v[2]) + (v[1] + v[3]);
+  } else {
+    return v[0] + v[1];
   }
-  return lane[0];
 }
 
 }  // namespace
