@@ -37,7 +37,7 @@ help: ## this list
 
 # ----------------------------------------------------------------------------------------------- what one calls
 demo: $(MADE)/demo.txt $(MADE)/core ## watch a ConvLSTM learn to predict handwritten digits in motion
-	@$(VENV)/bin/fusecell train $(ARGS)
+	@$(VENV)/bin/fusecell train --check $(ARGS)
 
 test: $(MADE)/test.txt $(MADE)/core ## the test suite, without what needs torch, jax or keras
 	@$(RUN) -m pytest --ignore=tests/frameworks $(ARGS)
