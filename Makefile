@@ -79,7 +79,9 @@ CORE_SOURCES := $(sort $(shell find csrc -type f))
 
 # What a stamp was made of stands in it. Another place, flag, or list of files makes it stale, as a newer file does.
 VENV_KEY := $(CURDIR)
-export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) CXX=$(CXX) $(CMAKE_ARGS) $(CORE_SOURCES))
+# The Python files count, too: an editable install knows those that were there.
+PYTHON_MODULES := $(sort $(shell find python -name '*.py' -o -name '*.pyi'))
+export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) CXX=$(CXX) $(CMAKE_ARGS) $(CORE_SOURCES) $(PYTHON_MODULES))
 ifneq ($(and $(realpath $(RUN)),$(file < $(MADE)/venv)),$(VENV_KEY))
 $(MADE)/venv: FORCE
 endif

@@ -28,7 +28,7 @@ def test_the_stubs_name_what_the_module_has() -> None:
 
 
 def test_the_reference_has_every_op() -> None:
-    assert set(ops.__all__) <= set(reference.__all__)
+    assert {name for name in ops.__all__ if not name.startswith("Saved")} <= set(reference.__all__)
 
 
 def test_importing_is_light() -> None:

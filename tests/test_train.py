@@ -414,12 +414,16 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
-    with train.stop_on_signal() as stop:
-        assert not stop()
-        signal.raise_signal(signal.SIGINT)
-        assert stop()
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with train.stop_on_signal() as stop:
+            assert not stop()
             signal.raise_signal(signal.SIGINT)
+            assert stop()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""A 2-D convolution, as the layers around a ConvLSTM need it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fusecell import _dispatch
+from fusecell._typing import Array, Padding, Pair
+from fusecell.ops._arguments import as_array, as_optional_array, convolution_options, wanted_names
+
+
+def conv2d_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "same",
+) -> Array:
+    """A 2-D cross-correlation: x [B, I, H, W], weight [O, I, kh, kw], bias [O] -> y [B, O, H', W'].
+
+    Raises TypeError, ValueError.
+    """
+    arrays = {"x": as_array("x", x), "weight": as_array("weight", weight), "bias": as_optional_array("bias", bias)}
+    options = convolution_options(stride, dilation, padding)
+    y = _dispatch.empty(tuple(_dispatch.plan("conv2d", arrays, options)["y"]), x.dtype.newbyteorder("="))
+    _dispatch.run("conv2d", {**arrays, "y": y}, options)
+    return y
+
+
+def conv2d_backward(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "same",
+    needs: Collection[str] | None = None,
+) -> dict[str, Array]:
+    """The gradients of `conv2d_forward`: dy [B, O, H', W'] -> a dict with x, weight and bias, or those in `needs`.
+
+    Raises TypeError, ValueError.
+    """
+    wanted = wanted_names(needs, ("x", "weight", "bias"))
+    arrays = {"x": as_array("x", x), "weight": as_array("weight", weight)}
+    options = convolution_options(stride, dilation, padding)
+    _dispatch.plan("conv2d", arrays, options)
+    shapes = {"x": arrays["x"].shape, "weight": arrays["weight"].shape, "bias": (weight.shape[0],)}
+    dtype = arrays["x"].dtype
+    outputs = {f"d{name}": _dispatch.empty(shape, dtype) for name, shape in shapes.items() if name in wanted}
+    _dispatch.run("conv2d", arrays, options, {"dy": as_array("dy", dy), **outputs})
+    return {name: outputs[f"d{name}"] for name in shapes if name in wanted}
