@@ -209,6 +209,19 @@ def test_a_bad_call_raises_and_changes_nothing(data: st.DataObject) -> None:
     assert {name: snapshot(value) for name, value in arguments.items()} == before
 
 
+EVERY_BAD_OPTION = [
+    (maker, name, n) for maker in CALLS for name in OPTIONS_OF[maker] for n in range(len(BAD_OPTIONS[name]))
+]
+
+
+@pytest.mark.parametrize(("maker", "name", "n"), EVERY_BAD_OPTION)
+def test_every_bad_option_once(maker: Maker, name: str, n: int) -> None:
+    function, arguments = maker()
+    with pytest.raises((ValueError, TypeError)) as caught:
+        function(**{**arguments, name: BAD_OPTIONS[name][n]})
+    assert MESSAGE.match(str(caught.value)), str(caught.value)
+
+
 @pytest.mark.parametrize("maker", CALLS)
 def test_the_calls_are_good_before_they_are_spoiled(maker: Callable[[], Call]) -> None:
     function, arguments = maker()

@@ -175,3 +175,9 @@ def test_a_pixel_that_a_tap_never_reads_does_not_reach_its_gradient(bad: float, 
     wi, wh = rng.standard_normal((4, 3, 2, 2)), rng.standard_normal((4, 1, 2, 2))
     *_, saved = ops.conv_lstm_forward(x[None], wi, wh, stride=2, padding="valid")
     assert np.isfinite(ops.conv_lstm_backward(saved, np.ones((1, 2, 1, 2, 2)))["weight_ih"]).all()
+
+
+def test_without_a_rate_nothing_is_drawn(rng: np.random.Generator) -> None:
+    _, _, saved = ops.lstm_gates_forward(rng.standard_normal((1, 4, 3)), rng.standard_normal((1, 1, 3)), training=True)
+    assert saved.arrays["zoneout_mask_h"] is None
+    assert saved.arrays["zoneout_mask_c"] is None

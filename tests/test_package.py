@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fusecell
@@ -59,3 +61,12 @@ def test_the_example_learns() -> None:
     script = Path(__file__).parents[1] / "examples" / "numpy_script.py"
     losses = runpy.run_path(str(script))["main"](25)
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_poison_mode_poisons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "POISON", True)
+    assert np.isnan(_dispatch.empty((3, 4), np.float32)).all()
+    assert np.isnan(_dispatch.empty((), np.float64)).all()
+    assert (_dispatch.scratch(100) == 255).all()
+    code = "from fusecell import _dispatch; assert _dispatch.POISON"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "FUSECELL_POISON": "1"})
