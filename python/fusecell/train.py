@@ -60,7 +60,7 @@ class Settings:
     kernel: int = 3
     patch: int = 4
     batch: int = 4
-    steps: int = 3000
+    steps: int = 2000
     lr: float = 5e-3
     clip_norm: float = 0.1
     seed: int = 0
