@@ -337,6 +337,7 @@ def test_initialisers(rng: np.random.Generator) -> None:
         ({"num_layers": 1.5}, TypeError, "num_layers: expected an integer"),
         ({"kernel_size": (3, 3, 3)}, TypeError, "kernel_size: expected an integer or two"),
         ({"kernel_size": 0}, ValueError, "kernel_size: expected at least 1"),
+        ({"kernel_size": 2.5}, TypeError, "kernel_size: expected an integer"),
         ({"dtype": np.int32}, TypeError, "dtype: expected float32 or float64, got int32"),
     ],
 )

@@ -19,7 +19,6 @@ namespace {
 template <class S>
 constexpr Kernels<S> make_kernels() {
   return {.mr = Tile<S>::kRows,
-          .nr = Tile<S>::kPixels,
           .dm = Tile<S>::kGradientRows,
           .dk = Tile<S>::kGradientTaps,
           .correlate = correlate<S>,

@@ -79,8 +79,8 @@ struct CellBackwardRun : CellRun<S> {
 
 template <class S>
 struct Kernels {
-  int64_t mr, nr;  // the correlation's register tile: mr weight rows by nr pixels
-  int64_t dm, dk;  // the weight gradient's
+  int64_t mr;      // weight rows of the correlation's register tile
+  int64_t dm, dk;  // rows and taps of the weight gradient's
 
   void (*correlate)(const CorrelateTile<S>&);
   void (*weight_gradient)(const WeightGradientTile<S>&);

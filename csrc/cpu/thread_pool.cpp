@@ -50,8 +50,8 @@ const int default_threads = cores_of_process();
 std::atomic<int> requested_threads{0};  // 0: the default
 std::atomic<int64_t> parallel_regions{0}, most_workers{0};
 
-// A helper that has just worked looks out for the next region for about this many pauses (some 20 microseconds) before
-// it goes to sleep: the regions of one training step follow each other faster than a sleeper wakes.
+// A helper that has just worked looks out for the next region for about this many pauses (22 microseconds on an EPYC
+// 9005) before it goes to sleep: the regions of one training step follow each other faster than a sleeper wakes.
 constexpr int kSpins = 1000;
 
 void pause() {

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fusecell._typing import Array
+from fusecell._typing import Array, Pair
 
 _L = TypeVar("_L", bound="Layer")
 _C = TypeVar("_C", bound="Composite")
@@ -129,6 +129,14 @@ def positive(value: int, name: str) -> int:
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     return int(value)
+
+
+def pair(value: Pair, name: str) -> tuple[int, int]:
+    """(h, w) from one integer or two, each at least 1. Raises TypeError or ValueError otherwise."""
+    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(both) != 2:
+        raise TypeError(f"{name}: expected an integer or two of them, got {value!r}")
+    return positive(both[0], name), positive(both[1], name)
 
 
 def rate(value: float, name: str) -> float:

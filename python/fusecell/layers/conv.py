@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fusecell import ops
-from fusecell._typing import Array, Padding, Pair, pair
+from fusecell._typing import Array, Padding, Pair
 from fusecell.initializers import glorot_uniform
-from fusecell.layers.base import Layer, float_dtype, positive
+from fusecell.layers.base import Layer, float_dtype, pair, positive
 
 
 class Conv2D(Layer):

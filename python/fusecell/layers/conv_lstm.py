@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fusecell import ops
-from fusecell._typing import Array, Padding, Pair, pair
+from fusecell._typing import Array, Padding, Pair
 from fusecell.initializers import gate_bias, input_kernel, recurrent_kernel
-from fusecell.layers.base import Layer, float_dtype, positive, rate, seed_from
+from fusecell.layers.base import Layer, float_dtype, pair, positive, rate, seed_from
 
 State = tuple[Array, Array]
 """(h, c), each [B, C, H, W]."""
