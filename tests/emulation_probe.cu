@@ -2,11 +2,14 @@
 // answer is right, with 1 if it is wrong (a NaN is wrong), with 2 if the launch failed.
 
 #include <cuda_runtime.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <stdexcept>
@@ -52,6 +55,14 @@ __global__ void late_race(const float* x, float* y) {
   y[t] = second[(t + 1) % kThreads];
 }
 
+// Right if the neighbour happens to run first.
+__global__ void left_neighbour(const float* x, float* y) {
+  FUSECELL_SHARED(float, values, 32);
+  const unsigned t = threadIdx.x;
+  values[t] = x[t];
+  y[t] = t > 0 ? values[t - 1] : 0;
+}
+
 __global__ void warp_sum(const float* x, float* y) {
   const unsigned t = blockIdx.x * blockDim.x + threadIdx.x;
   float sum = x[t];
@@ -91,6 +102,17 @@ __global__ void pipeline(const float* x, float* y, int chunks) {
     if (kKind != Pipeline::without_second_barrier) __syncthreads();
   }
   for (int i = 0; i < 4; ++i) y[4 * t + i] = sum[i];
+}
+
+// Two groups under way, one waited for: only the other's 16 bytes may be missing.
+__global__ void newest_group_pending(const float* x, float* y) {
+  FUSECELL_SHARED(float, buffer, 8);
+  device::copy_async_16(buffer, x);
+  device::copy_async_commit();
+  device::copy_async_16(buffer + 4, x + 4);
+  device::copy_async_commit();
+  device::copy_async_wait<1>();
+  for (int i = 0; i < 8; ++i) y[i] = buffer[i];
 }
 
 __global__ void misaligned_copy(const float* x, float* y) {
@@ -255,7 +277,7 @@ int run_pipeline() {
 
 template <class... P>
 int of_floats(const char* name, void (*kernel)(P...), unsigned blocks, unsigned threads) {
-  const auto x = numbers(static_cast<int>(threads));
+  const auto x = numbers(64 + static_cast<int>(threads));
   std::vector<float> y(size_t{blocks} * threads);
   cudaError_t error;
   if constexpr (sizeof...(P) == 0) {
@@ -269,6 +291,17 @@ int of_floats(const char* name, void (*kernel)(P...), unsigned blocks, unsigned 
   bool any_nan = false;
   for (float value : y) any_nan = any_nan || std::isnan(value);
   return answer(!any_nan);
+}
+
+int run_newest_group_pending() {
+  const auto x = numbers(8);
+  std::vector<float> y(8);
+  const auto error = launch("newest_group_pending", newest_group_pending, 1, 1, nullptr, x.data(), y.data());
+  if (error != cudaSuccess) return failed(error);
+  if (std::memcmp(x.data(), y.data(), 16) != 0) return answer(false);
+  for (size_t i = 4; i < 8; ++i) std::printf("%s ", std::isnan(y[i]) ? "pending" : y[i] == x[i] ? "there" : "wrong");
+  std::printf("\n");
+  return 0;
 }
 
 int run_late_race() {
@@ -289,7 +322,7 @@ int run_blocks_race() {
 
 int run_sites() {
   int y[2] = {0, 1};
-  const auto error = launch("sites", sites, 2, 32, nullptr, &y[0]);
+  const auto error = launch("sites", sites, 1, 32, nullptr, &y[0]);
   return error == cudaSuccess ? answer(y[0] == 1 && y[1] == 0) : failed(error);
 }
 
@@ -374,6 +407,17 @@ int api() {
   return answer(right && std::strcmp(cudaGetErrorName(cudaErrorNotSupported), "cudaErrorNotSupported") == 0);
 }
 
+// The parent has launched before, so that with threads it has teams, of which the child has none.
+int after_a_fork() {
+  bool right = sum_blocks<true>() == 0;
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) std::exit(sum_blocks<true>());
+  int status = 1;
+  right = right && waitpid(child, &status, 0) == child && status == 0 && sum_blocks<true>() == 0;
+  return answer(right);
+}
+
 // A launch that fails leaves nothing behind: the next one is right.
 int after_a_fault() {
   bool right = true;
@@ -409,6 +453,7 @@ const std::map<std::string, int (*)()> kProbes = {
     {"block_sum", sum_blocks<true>},
     {"block_sum_without_barriers", sum_blocks<false>},
     {"late_race", run_late_race},
+    {"left_neighbour", [] { return of_floats("left_neighbour", left_neighbour, 1, 32); }},
     {"warp_sum", sum_warps},
     {"shuffle_is_no_barrier", [] { return of_floats("shuffle_is_no_barrier", shuffle_is_no_barrier, 1, 32); }},
     {"pipeline", run_pipeline<Pipeline::whole>},
@@ -433,6 +478,8 @@ const std::map<std::string, int (*)()> kProbes = {
     {"refused", refused},
     {"api", api},
     {"after_a_fault", after_a_fault},
+    {"after_a_fork", after_a_fork},
+    {"newest_group_pending", run_newest_group_pending},
     {"time", time_barriers},
     {"launched", print_launched},
 };

@@ -65,7 +65,8 @@ struct Warp {
   std::byte values[2][kWarp][8];
 };
 
-// Thrown through a kernel whose launch has failed (threads only; fibres are never resumed).
+// Thrown through the kernel by the thread that failed and, with threads, by those that waited; fibres that waited are
+// never resumed. So a kernel may neither be noexcept nor own memory.
 struct Abandoned {};
 
 class Block {

@@ -34,7 +34,7 @@ class Stack {
   std::byte* base_;
 };
 
-enum class State { ready, waiting, finished, given_up };
+enum class State { ready, waiting, finished };
 
 struct Fibre {
   Stack stack;
@@ -88,9 +88,7 @@ class FibreBlock final : public Block {
     fibre.thread.begin(number, kernel_->block);
     fibre.state = State::ready;
     fibre.fake_stack = nullptr;
-    // Stacks lie a multiple of 4 KiB apart: all of their tops would want the same few lines of the first-level cache.
-    const size_t colour = number * 192 % 4096;
-    prepare(fibre.context, fibre.stack.bottom(), kStackBytes - colour, &FibreBlock::entry);
+    prepare(fibre.context, fibre.stack.bottom(), kStackBytes, &FibreBlock::entry);
   }
 
   void resume(Fibre& fibre) {
@@ -128,7 +126,7 @@ class FibreBlock final : public Block {
   }
 
   std::unique_lock<std::mutex> lock() override { return {}; }
-  void give_up() override { yield(State::given_up); }
+  void give_up() override { throw Abandoned{}; }
 
   std::vector<std::unique_ptr<Fibre>> fibres_;
   Fibre* running_ = nullptr;

@@ -11,7 +11,7 @@
 namespace fusecell::emulation {
 
 #if defined(__x86_64__) && !defined(FUSECELL_EMULATION_UCONTEXT)
-// 13 ns there and back against ucontext's 500: it asks the kernel for the signal mask each time.
+// 256 threads x 20 barriers take 0.19 ms so and 1.3 ms with ucontext, which sets the signal mask at every switch.
 struct Context {
   void* stack_pointer = nullptr;
 };

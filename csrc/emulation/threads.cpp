@@ -163,12 +163,15 @@ class Team final : public Block {
 
 // Never destroyed: its threads wait in it until the process ends. A forked child has none of them and gets new teams.
 struct Teams {
-  std::mutex launching;  // one launch at a time
-  Team team[kTeams];
+  Teams* of_parent = nullptr;  // so that LeakSanitizer finds the old ones
+  std::mutex launching = {};   // one launch at a time
+  Team team[kTeams] = {};
 };
 std::atomic<Teams*> teams_of_process{new Teams};
-[[maybe_unused]] const int registered =
-    pthread_atfork(nullptr, nullptr, [] { teams_of_process.store(new Teams, std::memory_order_relaxed); });
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  teams_of_process.store(new Teams{.of_parent = teams_of_process.load(std::memory_order_relaxed)},
+                         std::memory_order_relaxed);
+});
 
 }  // namespace
 
