@@ -359,21 +359,20 @@ int print_order() {
 }
 
 int two_host_threads() {
-  int results[2] = {1, 1};
-  const auto run = [&results](int which) {
-    const auto x = numbers(5 * kThreads);
-    bool right = true;
-    for (int i = 0; i < 20; ++i) {
-      std::vector<float> y(5);
-      const auto error = launch("block_sum", block_sum<true>, 5, kThreads, nullptr, x.data(), y.data());
-      right = right && error == cudaSuccess && y[4] == sum_of(x, 4 * kThreads, kThreads);
+  constexpr int kBlocks = 2, kLaunches = 8;
+  bool right[2] = {true, true};
+  const auto run = [&right](int which) {
+    const auto x = numbers(kBlocks * kThreads);
+    for (int i = 0; i < kLaunches; ++i) {
+      std::vector<float> y(kBlocks);
+      const auto error = launch("block_sum", block_sum<true>, kBlocks, kThreads, nullptr, x.data(), y.data());
+      right[which] = right[which] && error == cudaSuccess && y[1] == sum_of(x, kThreads, kThreads);
     }
-    results[which] = right ? 0 : 1;
   };
   std::thread other(run, 1);
   run(0);
   other.join();
-  return answer(results[0] + results[1] == 0 && fusecell::emulation::launched_kernels()["block_sum"] == 40);
+  return answer(right[0] && right[1] && fusecell::emulation::launched_kernels()["block_sum"] == 2 * kLaunches);
 }
 
 int refused() {
@@ -430,7 +429,8 @@ int after_a_fault() {
 
 int time_barriers() {
   std::vector<float> y(kThreads);
-  const int launches = 300;
+  const bool fibres = fusecell::emulation::controls().engine == fusecell::emulation::Engine::fibres;
+  const int launches = fibres ? 300 : 20;
   launch("many_barriers", many_barriers, 1, kThreads, nullptr, y.data(), 10);
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < launches; ++i) launch("many_barriers", many_barriers, 1, kThreads, nullptr, y.data(), 10);
