@@ -4,6 +4,7 @@
 #   make test PYTHON=python3.12     another interpreter, in an environment of its own (.venv-3.12)
 #   make test ARGS="-k lengths"     what pytest, or `fusecell train`, is given besides
 #   make test WERROR=1              a core built with warnings as errors
+#   make test FUSECELL_CUDA=on      with the CUDA backend: auto (where there are nvcc and a GPU), on, off
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
@@ -30,10 +31,10 @@ RUN := $(VENV)/bin/python
 # -qq: errors, and a compiler's words with them, but nothing else
 PIP := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-frameworks test-packaging bench lint format sanitize wheel clean FORCE
+.PHONY: help demo test test-frameworks test-packaging bench lint format sanitize cuda cuda12 wheel cuda-wheel clean FORCE
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 # ----------------------------------------------------------------------------------------------- what one calls
 demo: $(MADE)/demo.txt $(MADE)/core ## watch a ConvLSTM learn to predict handwritten digits in motion
@@ -66,8 +67,27 @@ sanitize: $(MADE)/test.txt $(MADE)/build.txt ## the core's tests under Address-,
 	@tools/sanitize.sh $(RUN) address,undefined $(ARGS)
 	@tools/sanitize.sh $(RUN) thread $(ARGS)
 
+# Beside the core in use, which stays as it is. The first line installs a compiler where this machine has none.
+CUDA_ARCHITECTURES ?= 80-real;90a-real
+cuda: $(MADE)/build.txt $(MADE)/kernels.txt ## the CUDA kernels through nvcc, and what it made of each; needs no GPU
+	@FUSECELL_CUDA=on $(RUN) tools/requirements.py build backend > $(MADE)/cuda && $(PIP) -r $(MADE)/cuda
+	@echo "building the CUDA backend for $(CUDA_ARCHITECTURES)"
+	@FUSECELL_CUDA=on FUSECELL_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" SKBUILD_BUILD_DIR=build/cuda \
+		CMAKE_ARGS="$(CMAKE_ARGS) -DFUSECELL_WERROR=ON" \
+		$(PIP) --no-build-isolation --no-deps --upgrade --target build/cuda/installed .
+	@$(RUN) tools/kernel_report.py build/cuda
+
+cuda12: $(MADE)/kernels.txt ## whether CUDA 12, which is not on this machine, would take kernels and launches
+	@$(RUN) tools/check_cuda12.py
+
 wheel: $(MADE)/dist.txt ## a source archive and a wheel in dist/
 	@$(RUN) -m build
+
+# 20 MB: a wheel that installs in seconds.
+cuda-wheel: $(MADE)/dist.txt ## the wheel with the CUDA backend for every current GPU, in dist/
+	@FUSECELL_CUDA=on SKBUILD_BUILD_DIR=build/cuda-wheel $(RUN) -m build --wheel
+	@ls -l dist/*.whl
+	@! find dist -name '*.whl' -size +20000000c | grep . || { echo "too large a wheel"; false; }
 
 clean: ## remove what make made (environments, build, dist), but not runs
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -76,17 +96,28 @@ clean: ## remove what make made (environments, build, dist), but not runs
 # ---------------------------------------------------------------------------------------------- the environment
 PYTHON_FOLDERS := $(wildcard python tests tools bench examples)
 CORE_SOURCES := $(sort $(shell find csrc -type f))
+CORE_RECIPE := CMakeLists.txt $(wildcard cmake/*) pyproject.toml tools/build_backend.py
 
 # What a stamp was made of stands in it. Another place, flag, or list of files makes it stale, as a newer file does.
 VENV_KEY := $(CURDIR)
 # The Python files count, too: an editable install knows those that were there.
 PYTHON_MODULES := $(sort $(shell find python -name '*.py' -o -name '*.pyi'))
-export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) CXX=$(CXX) $(CMAKE_ARGS) $(CORE_SOURCES) $(PYTHON_MODULES))
+# The tests' third backend. Whoever has it keeps it, so that `make demo` after `make test` has nothing to build.
+EMULATED := $(if $(filter test test-frameworks,$(MAKECMDGOALS))$(filter EMULATED=ON,$(file < $(MADE)/core)),ON,OFF)
+# A compiler or a driver that appears later counts, too.
+CUDA_KEY := $(FUSECELL_CUDA) $(FUSECELL_CUDA_ARCHITECTURES) $(CUDACXX) $(shell command -v nvcc nvidia-smi)
+export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) EMULATED=$(EMULATED) CXX=$(CXX) $(CUDA_KEY) \
+	$(CMAKE_ARGS) $(CORE_SOURCES) $(PYTHON_MODULES))
 ifneq ($(and $(realpath $(RUN)),$(file < $(MADE)/venv)),$(VENV_KEY))
 $(MADE)/venv: FORCE
 endif
 ifneq ($(file < $(MADE)/core),$(CORE_KEY))
 $(MADE)/core: FORCE
+endif
+
+# A compiler that is asked for and that PATH does not have is one of the build requirements.
+ifeq ($(FUSECELL_CUDA)$(shell command -v nvcc)$(findstring nvidia-cuda-nvcc,$(file < $(MADE)/build.txt)),on)
+$(MADE)/build.txt: FORCE
 endif
 
 $(MADE)/venv:
@@ -99,7 +130,7 @@ $(MADE)/%.txt: $(MADE)/venv pyproject.toml tools/requirements.py
 	@cmp -s $@.new $@ || { echo "installing what the $* group needs"; $(PIP) -r $@.new; }
 	@mv $@.new $@
 
-$(MADE)/build.txt: $(MADE)/venv pyproject.toml tools/requirements.py
+$(MADE)/build.txt: $(MADE)/venv pyproject.toml tools/requirements.py tools/build_backend.py
 	@echo "installing the build requirements"
 	@$(RUN) tools/requirements.py build > $@.new
 	@$(PIP) -r $@.new
@@ -116,9 +147,10 @@ $(MADE)/torch: $(MADE)/test.txt
 	@touch $@
 
 # Editable, and without isolation: so the objects under build/ stay valid and a change recompiles what it must. The
-# flag is given when it is off too, since CMake remembers the last one.
-$(MADE)/core: $(MADE)/build.txt $(CORE_SOURCES) CMakeLists.txt pyproject.toml
+# flags are given when they are off too, since CMake remembers the last ones.
+$(MADE)/core: $(MADE)/build.txt $(CORE_SOURCES) $(CORE_RECIPE)
 	@tools/check_machine.sh $(RUN) > /dev/null
 	@echo "building the core (about a minute when nothing is built yet)"
-	@CMAKE_ARGS="$(CMAKE_ARGS) -DFUSECELL_WERROR=$(WERROR)" $(PIP) --no-build-isolation --no-deps --editable .
+	@CMAKE_ARGS="$(CMAKE_ARGS) -DFUSECELL_WERROR=$(WERROR) -DFUSECELL_EMULATED=$(EMULATED)" \
+		$(PIP) --no-build-isolation --no-deps --editable .
 	@printf '%s\n' "$$CORE_KEY" > $@

@@ -3,7 +3,8 @@
     python tools/requirements.py GROUP...
 
 A group is an extra's name, `runtime` (project.dependencies), `build` (build-system.requires) or `backend`
-(what scikit-build-core asks for besides: CMake or Ninja where the machine has none; needs `build` installed).
+(what the build backend asks for besides: CMake, Ninja or a CUDA compiler where it needs one and the machine has none;
+`build` must be installed).
 They are installed apart from fusecell, so that a change of the C++ sources asks the package index nothing.
 """
 
@@ -29,7 +30,7 @@ def requirements(groups: list[str]) -> list[str]:
         if group == "build":
             listed = pyproject["build-system"]["requires"]
         elif group == "backend":
-            from scikit_build_core.build import get_requires_for_build_editable
+            from build_backend import get_requires_for_build_editable
 
             listed = get_requires_for_build_editable()
         elif group == "runtime":

@@ -18,9 +18,14 @@ compiler=${CXX:-g++}
 tests="tests/test_cases.py tests/test_threads.py tests/test_bad_calls.py tests/test_isa.py"
 
 # --------------------------------------------------------------------------------------- the sanitizer's library
+# ThreadSanitizer sees threads: fibres, which run a kernel's otherwise, are one thread to it.
+emulation=${FUSECELL_EMULATION:-}
 case $name in
   address) library=libasan.so ;;
-  thread) library=libtsan.so ;;
+  thread)
+    library=libtsan.so
+    emulation=${emulation:-engine=threads}
+    ;;
   *)
     echo "no recipe for -fsanitize=$sanitizers" >&2
     exit 1
@@ -41,7 +46,7 @@ done
 run_sanitized() {
   prefix=""
   if [ "$name" = thread ] && setarch -R true 2>/dev/null; then prefix="setarch -R"; fi
-  $prefix env LD_PRELOAD="${preload# }" OPENBLAS_NUM_THREADS=1 PYTHONMALLOC=malloc \
+  $prefix env LD_PRELOAD="${preload# }" OPENBLAS_NUM_THREADS=1 PYTHONMALLOC=malloc FUSECELL_EMULATION="$emulation" \
     ASAN_OPTIONS=detect_leaks=0:strict_init_order=1:detect_stack_use_after_return=1 \
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
     TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:die_after_fork=0:exitcode=66 \
@@ -76,8 +81,9 @@ done
 
 echo "building the core with -fsanitize=$sanitizers (about 2 minutes when nothing is built yet)"
 # Debug: assertions count, and no link-time optimisation, under which GCC 12 lets undefined behaviour pass with a note.
-CMAKE_ARGS="${CMAKE_ARGS:-} -DFUSECELL_SANITIZE=$sanitizers -DCMAKE_CXX_FLAGS=-D_GLIBCXX_ASSERTIONS" CXX=$compiler \
-  SKBUILD_BUILD_DIR="$place/objects" SKBUILD_CMAKE_BUILD_TYPE=Debug \
+# nvcc's code is not instrumented; its sources are, as _emulated.
+CMAKE_ARGS="${CMAKE_ARGS:-} -DFUSECELL_SANITIZE=$sanitizers -DFUSECELL_EMULATED=ON -DCMAKE_CXX_FLAGS=-D_GLIBCXX_ASSERTIONS" \
+  CXX=$compiler FUSECELL_CUDA=off SKBUILD_BUILD_DIR="$place/objects" SKBUILD_CMAKE_BUILD_TYPE=Debug \
   "$place/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation \
   --ignore-installed .
 # Says so if it took another build, or one that is not instrumented.

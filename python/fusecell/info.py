@@ -3,20 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import fusecell
 from fusecell import _dispatch
 
 _DRIVER = Path("/proc/driver/nvidia/version")
+# --no-cache-dir: pip keeps the wheel it built last, without CUDA.
+_REBUILD = "FUSECELL_CUDA=on pip install --no-cache-dir --force-reinstall --no-binary fusecell fusecell"
+# The oldest driver for each major version of CUDA's runtime.
+_OLDEST_DRIVER = {12: "525", 13: "580"}
+
+
+def _cuda_module() -> Any:
+    """The CUDA backend, or None if it was not built. It imports on machines without a driver, too."""
+    try:
+        return importlib.import_module("fusecell._cuda")
+    except ModuleNotFoundError:
+        return None
+
+
+def _cuda_version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _runtime_lines(runtime: int, driver: int) -> list[tuple[str, str]]:
+    needs = f"needs driver {_OLDEST_DRIVER.get(runtime // 1000, '?')} or newer"
+    has = f"the driver here knows CUDA {_cuda_version(driver)}" if driver else "no driver answers here"
+    return [("  runtime", f"CUDA {_cuda_version(runtime)}, part of the module; {needs}, {has}")]
+
+
+def _device_lines(devices: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [
+        (f"GPU {i}", f"{d['name']}, compute capability {d['compute_capability']}, {int(d['memory']) / 2**30:.1f} GiB")
+        for i, d in enumerate(devices)
+    ]
 
 
 def _gpu_lines() -> list[tuple[str, str]]:
-    driver = "an NVIDIA driver is loaded" if _DRIVER.exists() else "no NVIDIA driver is loaded"
-    return [("CUDA", "this version has no CUDA kernels"), ("GPU", f"none used: {driver}, and see CUDA above")]
+    """What of a GPU's use is there, then what is missing of it, then how to get the kernels if they are."""
+    module = _cuda_module()
+    lines = [("CUDA kernels", str(_dispatch.build_info().get("cuda", "unknown")))]
+    devices: list[dict[str, Any]] = []
+    driver = _DRIVER.exists() or shutil.which("nvidia-smi") is not None
+    if module is not None:
+        runtime, answers = module.build_info()["runtime"], module.build_info()["driver"]
+        driver = driver or bool(answers)
+        # One that is too old for this build answers, but not about its GPUs.
+        devices = module.devices() if answers // 1000 >= runtime // 1000 else []
+        lines += _runtime_lines(runtime, answers) + _device_lines(devices)
+    missing = {
+        "CUDA compiler": module is not None or shutil.which(os.environ.get("CUDACXX") or "nvcc"),
+        "CUDA kernels and runtime": module,
+        "NVIDIA driver": driver,
+        "GPU": devices or (module is None and driver),
+        "CuPy (arrays on the GPU: pip install fusecell[cuda12] or [cuda13])": importlib.util.find_spec("cupy"),
+    }
+    lacking = [name for name, found in missing.items() if not found]
+    lines += [("  missing", ", ".join(lacking))] if lacking else []
+    return lines if module is not None else [*lines, ("  rebuild", _REBUILD)]
 
 
 def report() -> list[tuple[str, str]]:

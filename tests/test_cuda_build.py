@@ -1,0 +1,149 @@
+"""What decides about the CUDA build and reports on it: the build backend, the kernel list, `fusecell info`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fusecell import info
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make tools/ importable, with no nvcc, no driver and no wish in sight."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("FUSECELL_CUDA", raising=False)
+    monkeypatch.delenv("CUDACXX", raising=False)
+
+
+def write_nvcc(folder: Path, version: str, *, runtime: bool) -> None:
+    """An nvcc that says what the real one says, and its toolkit's folders."""
+    (folder / "lib64").mkdir()
+    if runtime:
+        (folder / "lib64/libcudart_static.a").touch()
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"""#!/bin/sh
+case $1 in
+  --version) echo "Cuda compilation tools, release {version}, V{version}.99" ;;
+  --dryrun) echo '#$ _HERE_={folder}/bin' >&2; echo '#$ TOP={folder}' >&2 ;;
+esac
+""")
+    nvcc.chmod(0o755)
+
+
+# ---------------------------------------------------------------------------------------- the build backend
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(("wish", "expected"), [("on", "nvidia-cuda-nvcc==13.0"), ("off", ""), (None, "")])
+def test_a_compiler_is_fetched_only_if_asked_for(
+    wish: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scikit_build_core")
+    import build_backend
+
+    if wish:
+        monkeypatch.setenv("FUSECELL_CUDA", wish)
+    required = [name for name in build_backend.get_requires_for_build_wheel() if name.startswith("nvidia")]
+    assert bool(required) == bool(expected)
+    assert not expected or required[0].startswith(expected)
+    assert required == [name for name in build_backend.get_requires_for_build_editable() if name.startswith("nvidia")]
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    ("version", "runtime", "expected"), [("12.4", False, 1), ("12.4", True, 0), ("13.0", False, 0)]
+)
+def test_a_runtime_is_fetched_for_a_cuda_12_without_one(
+    version: str, runtime: bool, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scikit_build_core")
+    import build_backend
+
+    write_nvcc(tmp_path, version, runtime=runtime)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("FUSECELL_CUDA", "on")
+    required = [name for name in build_backend.get_requires_for_build_wheel() if name.startswith("nvidia")]
+    assert len(required) == expected
+    assert all(name == "nvidia-cuda-runtime-cu12==12.9.79" for name in required)
+
+
+# ----------------------------------------------------------------------------------------- the list of kernels
+@pytest.mark.usefixtures("tools")
+def test_kernels_are_listed_and_few() -> None:
+    import kernel_report
+
+    folder = ROOT / "csrc/cuda"
+    listed = kernel_report.listed_kernels((folder / "kernels.def").read_text())
+    assert len(set(listed)) == len(listed) <= kernel_report.MOST_KERNELS
+    # Each header's kernels are in the list under its name.
+    for header in folder.glob("*.cuh"):
+        declared = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", header.read_text())
+        assert {re.sub(r"<.*", "", name) for place, name in listed if place == header.name} == set(declared)
+
+
+DUMP = """
+arch = sm_80
+ Function void fusecell::cuda::step<float, fusecell::SigmoidTanh<float>, (fusecell::Mode)2, 64u>(float*, int (*)(int)):
+  REG:40 STACK:0 SHARED:4096 LOCAL:0 CONSTANT[0]:376
+arch = sm_90
+ Function fusecell::cuda::fill(float*):
+  REG:8 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:376
+"""
+
+
+@pytest.mark.usefixtures("tools")
+def test_report_reads_what_cuobjdump_prints() -> None:
+    import kernel_report
+
+    step = "step<float,SigmoidTanh<float>,2,64>"
+    kernels = kernel_report.parse(DUMP)
+    assert kernels == {
+        "sm_80": {step: "40 registers, 4096 shared, 0 stack"},
+        "sm_90": {"fill": "8 registers, 0 shared, 16 stack"},
+    }
+    assert kernel_report.complaints({"sm_80": kernels["sm_80"]}, ["step<float, SigmoidTanh<float>, 2, 64>"]) == []
+    assert kernel_report.complaints(kernels, ["fill"]) == [
+        "sm_80: fill is not compiled, but in kernels.def",
+        f"sm_80: {step} is compiled, but not in kernels.def",
+    ]
+    many = {"sm_90": {f"f{i}": "" for i in range(65)}}
+    assert kernel_report.complaints(many, [*many["sm_90"]]) == ["sm_90: 65 kernels, 64 are allowed"]
+    assert kernel_report.complaints({}, ["fill"]) == ["there are no kernels"]
+
+
+# ------------------------------------------------------------------------------------------------ fusecell info
+def gpu_text(monkeypatch: pytest.MonkeyPatch, driver: int, devices: list[dict[str, object]]) -> str:
+    """What info says where the CUDA backend is built."""
+    module = ModuleType("fusecell._cuda")
+    vars(module).update(build_info=lambda: {"runtime": 13000, "driver": driver}, devices=lambda: devices)
+    monkeypatch.setitem(sys.modules, "fusecell._cuda", module)
+    return "\n".join(f"{name} {value}" for name, value in info.report())
+
+
+def test_info_names_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    h100 = {"name": "NVIDIA H100", "compute_capability": "9.0", "memory": 80 * 2**30}
+    text = gpu_text(monkeypatch, 13000, [h100])
+    assert "GPU 0 NVIDIA H100, compute capability 9.0, 80.0 GiB" in text
+    assert "part of the module; needs driver 580 or newer, the driver here knows CUDA 13.0" in text
+    assert "rebuild" not in text
+
+
+def test_info_survives_an_old_driver_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = gpu_text(monkeypatch, 12040, [{"not": "asked for"}])
+    assert "needs driver 580 or newer, the driver here knows CUDA 12.4" in text
+    assert re.search("missing .*GPU", text)
+    assert "no driver answers here" in gpu_text(monkeypatch, 0, [])
+
+
+def test_info_says_how_to_get_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fusecell._cuda", None)  # importing it raises ModuleNotFoundError
+    monkeypatch.setenv("PATH", "/nowhere")
+    text = "\n".join(f"{name} {value}" for name, value in info.report())
+    assert re.search("missing .*CUDA compiler, CUDA kernels", text)
+    assert "FUSECELL_CUDA=on pip install --no-cache-dir --force-reinstall --no-binary fusecell fusecell" in text
