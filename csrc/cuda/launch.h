@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/scalar.h"
 #include "problem/backend.h"
 
 namespace fusecell::cuda {
