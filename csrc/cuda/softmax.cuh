@@ -41,7 +41,7 @@ struct SoftmaxLine {
   }
 
   __device__ __forceinline__ A largest() const {
-    A result = widen(args.known[at]);
+    A result = A(-__builtin_huge_val());  // a lane reads its own elements alone: `out` may be where they are
     for_line([&](int64_t i, const Span& span) {
       A x[V];
       load(args.known + i, span, x);
