@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line("tests/frameworks (needs torch, jax or keras): `make test-frameworks` runs it")
 
 
-@pytest.fixture(params=list(backends()))
+@pytest.fixture(scope="session", params=list(backends()))
 def backend(request: pytest.FixtureRequest) -> Any:
     """Each backend of this machine: something with the functions of fusecell.ops, on NumPy arrays."""
     return backends()[request.param]

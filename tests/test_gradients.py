@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fusecell import ops
 from fusecell._cases import ACTIVATIONS, CASES, OUTPUTS, Arrays, Case, upstream_of
 
 EPSILON = 1e-5  # central: error of order 1e-10 from the third derivative, 1e-11 from rounding
@@ -44,10 +44,10 @@ def total(outputs: list[np.ndarray], upstream: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
-def test_against_finite_differences(case: Case) -> None:
+def test_against_finite_differences(backend: Any, case: Case) -> None:
     rng = np.random.default_rng(zlib.crc32(str(case).encode()))
     arguments = case.arguments(rng)
-    forward, backward = (getattr(ops, f"{case.op}_{way}") for way in ("forward", "backward"))
+    forward, backward = (getattr(backend, f"{case.op}_{way}") for way in ("forward", "backward"))
 
     def outputs(given: Arrays) -> list[np.ndarray]:
         result = forward(*given.values(), **case.options)
@@ -63,19 +63,21 @@ def test_against_finite_differences(case: Case) -> None:
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_truncation_with_the_boundary_states_frozen(every: int, reverse: bool, rng: np.random.Generator) -> None:
+def test_truncation_with_the_boundary_states_frozen(
+    backend: Any, every: int, reverse: bool, rng: np.random.Generator
+) -> None:
     case = Case("conv_lstm", "truncation", {"T": 5, "peephole": "channel"})
     arguments = case.arguments(rng)
     options = {"truncation": every, "reverse": reverse, "zoneout_h": 0.2, "zoneout_c": 0.1}
-    *outputs, saved = ops.conv_lstm_forward(*arguments.values(), **options)
+    *outputs, saved = backend.conv_lstm_forward(*arguments.values(), **options)
     upstream = upstream_of(outputs)
-    gradients = ops.conv_lstm_backward(saved, *upstream)
+    gradients = backend.conv_lstm_backward(saved, *upstream)
     order = list(range(5))[::-1] if reverse else list(range(5))
     segments = [order[start : start + every] for start in range(0, 5, every)]
 
     def run(given: Arrays, times: list[int], h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, ...]:
         part = {**given, "x": given["x"][sorted(times)], "h_0": h, "c_0": c}  # type: ignore[index]
-        return ops.conv_lstm_forward(*part.values(), **{**options, "truncation": 0}, save=None)[:3]
+        return backend.conv_lstm_forward(*part.values(), **{**options, "truncation": 0}, save=None)[:3]
 
     frozen = []  # the states at the boundaries, which finite differences must not move
     h, c = arguments["h_0"], arguments["c_0"]
@@ -96,7 +98,7 @@ def test_truncation_with_the_boundary_states_frozen(every: int, reverse: bool, r
     assert_gradients(loss, arguments, gradients, rng)
 
 
-def test_truncation_leaves_short_samples_whole(rng: np.random.Generator) -> None:
+def test_truncation_leaves_short_samples_whole(backend: Any, rng: np.random.Generator) -> None:
     """A boundary in the padding detaches nothing: h_n of a sample of length 2 still reaches its first step."""
     x, wi, wh = (
         rng.standard_normal((4, 1, 2, 4, 4)),
@@ -104,29 +106,29 @@ def test_truncation_leaves_short_samples_whole(rng: np.random.Generator) -> None
         rng.standard_normal((8, 2, 3, 3)),
     )
     dh_n = rng.standard_normal((1, 2, 4, 4))
-    *_, padded = ops.conv_lstm_forward(x, wi, wh, lengths=[2], truncation=2)
-    *_, alone = ops.conv_lstm_forward(x[:2], wi, wh)
-    got, expected = (ops.conv_lstm_backward(saved, None, dh_n) for saved in (padded, alone))
+    *_, padded = backend.conv_lstm_forward(x, wi, wh, lengths=[2], truncation=2)
+    *_, alone = backend.conv_lstm_forward(x[:2], wi, wh)
+    got, expected = (backend.conv_lstm_backward(saved, None, dh_n) for saved in (padded, alone))
     assert np.array_equal(got["x"][:2], expected["x"])
     assert not got["x"][2:].any()
     assert np.array_equal(got["weight_hh"], expected["weight_hh"])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations(name: str, rng: np.random.Generator) -> None:
+def test_activations(backend: Any, name: str, rng: np.random.Generator) -> None:
     x = rng.uniform(-4, 4, 500)
     x = x[np.min(np.abs(x[:, None] - [0, 1, -1, 2.5, -2.5, 3, -3]), axis=1) > 1e-3]
     options = {"slope": 0.2, "alpha": 1.3}
     dy = rng.standard_normal(x.shape)
-    dx = ops.activation_backward(name, x, ops.activation_forward(name, x, **options), dy, **options)
-    up, down = (ops.activation_forward(name, x + step, **options) for step in (1e-6, -1e-6))
+    dx = backend.activation_backward(name, x, backend.activation_forward(name, x, **options), dy, **options)
+    up, down = (backend.activation_forward(name, x + step, **options) for step in (1e-6, -1e-6))
     assert dx == pytest.approx(dy * (up - down) / 2e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_softmax(axis: int, rng: np.random.Generator) -> None:
+def test_softmax(backend: Any, axis: int, rng: np.random.Generator) -> None:
     x, dy = rng.standard_normal((4, 5, 3)), rng.standard_normal((4, 5, 3))
-    dx = ops.softmax_backward(ops.softmax_forward(x, axis), dy, axis)
+    dx = backend.softmax_backward(backend.softmax_forward(x, axis), dy, axis)
     direction = rng.standard_normal(x.shape)
-    up, down = (np.sum(dy * ops.softmax_forward(x + step * direction, axis)) for step in (EPSILON, -EPSILON))
+    up, down = (np.sum(dy * backend.softmax_forward(x + step * direction, axis)) for step in (EPSILON, -EPSILON))
     assert np.sum(dx * direction) == pytest.approx((up - down) / (2 * EPSILON), rel=1e-8)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fusecell import ops, reference
+from fusecell import reference
 from fusecell._cases import Case, largest_error, run_case, upstream_of
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -49,10 +49,10 @@ def convolutions(draw: Any) -> Case:
     return Case("conv2d", "drawn", shape, options)
 
 
-def assert_as_the_reference(case: Case, seed: int) -> None:
+def assert_as_the_reference(backend: Any, case: Case, seed: int) -> None:
     try:
         arguments = case.arguments(np.random.default_rng(seed))
-        got = run_case(ops, case, arguments, None)
+        got = run_case(backend, case, arguments, None)
     except ValueError as error:  # no output pixel: the reference must refuse it, too
         assume("at least" not in str(error) and "negative dimensions" not in str(error))
         raise
@@ -63,14 +63,14 @@ def assert_as_the_reference(case: Case, seed: int) -> None:
 
 @settings(max_examples=150)
 @given(sequences(), st.integers(0, 10**6))
-def test_sequences(case: Case, seed: int) -> None:
-    assert_as_the_reference(case, seed)
+def test_sequences(backend: Any, case: Case, seed: int) -> None:
+    assert_as_the_reference(backend, case, seed)
 
 
 @settings(max_examples=150)
 @given(convolutions(), st.integers(0, 10**6))
-def test_convolutions(case: Case, seed: int) -> None:
-    assert_as_the_reference(case, seed)
+def test_convolutions(backend: Any, case: Case, seed: int) -> None:
+    assert_as_the_reference(backend, case, seed)
 
 
 @settings(max_examples=100)
@@ -81,7 +81,9 @@ def test_convolutions(case: Case, seed: int) -> None:
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**32 - 1),
 )
-def test_masks_are_the_references_bit_for_bit(n: int, rate: float, seed: int, offset: int, stream: int) -> None:
-    got = ops.bernoulli((n,), rate, seed=seed, offset=offset, stream=stream)
+def test_masks_are_the_references_bit_for_bit(
+    backend: Any, n: int, rate: float, seed: int, offset: int, stream: int
+) -> None:
+    got = backend.bernoulli((n,), rate, seed=seed, offset=offset, stream=stream)
     assert got.dtype == np.uint8
     assert np.array_equal(got, reference.bernoulli((n,), rate, seed=seed, offset=offset, stream=stream))

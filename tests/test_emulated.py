@@ -1,0 +1,134 @@
+"""CUDA's kernels on the host: the same bits whatever order threads run in and whenever asynchronous copies arrive."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusecell import selftest
+from fusecell._cases import CASES, Case, Outcome, run_case
+
+_emulated: Any = pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
+OPS = selftest.Emulated()
+KERNELS = Path(__file__).parents[1] / "csrc" / "cuda" / "kernels.def"
+
+MANNERS = [
+    "copies=late",
+    "copies=late,order=reversed",
+    "copies=eager,order=random,seed=1",
+    "copies=late,order=random,seed=2",
+]
+
+
+@pytest.fixture(autouse=True)
+def _controls_as_before() -> Iterator[None]:
+    yield
+    _emulated.set_controls("", False)
+
+
+def run(case: Case, dtype: Any = np.float32, **extra: Any) -> Outcome:
+    rng = np.random.default_rng(zlib.crc32(str(case).encode()))
+    return run_case(OPS, case, case.arguments(rng, dtype), None, **extra)
+
+
+def same_bits(a: Outcome, b: Outcome) -> bool:
+    return all(
+        x[n].tobytes() == y[n].tobytes() for x, y in ((a.outputs, b.outputs), (a.gradients, b.gradients)) for n in x
+    )
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_same_bits_in_any_manner(case: Case, manner: str) -> None:
+    expected = run(case)
+    _emulated.set_controls(manner, False)
+    assert same_bits(run(case), expected)
+
+
+SMALL = [c for c in CASES if c.reason in {"the default cell", "3x3", "bias pixel, peephole pixel", "lengths, reverse"}]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_the_same_bits_with_a_thread_for_each_thread(case: Case) -> None:
+    expected = run(case)
+    _emulated.set_controls("engine=threads,copies=late", False)
+    assert same_bits(run(case), expected)
+
+
+def test_every_kernel_has_run(rng: np.random.Generator) -> None:
+    _emulated.reset_statistics()
+    for case in SMALL:
+        run(case)
+    x = rng.standard_normal((3, 5))
+    OPS.softmax_backward(OPS.softmax_forward(x), x)
+    OPS.activation_forward("tanh", x)
+    OPS.bernoulli((5,), 0.5, seed=1)
+    OPS.clip_by_global_norm_([x], 1.0)
+    OPS.sgd_update_([x], [x.copy()], lr=0.1)
+    listed = set(re.findall(r"KERNEL\([\w.]+, (\w+)", KERNELS.read_text()))
+    assert set(_emulated.launched_kernels()) == listed
+    statistics = _emulated.statistics()
+    assert min(statistics["barriers"], statistics["shuffles"], statistics["async_copies"]) > 0
+
+
+def test_several_chunks_of_steps_give_what_one_gives(rng: np.random.Generator) -> None:
+    """A test build keeps so little dz that five steps of this size are several chunks."""
+    case = Case("conv_lstm", "chunks", {"T": 5, "C": 8, "H": 12, "W": 12, "bias": "pixel", "peephole": "channel"})
+    _emulated.reset_statistics()
+    got = run(case, np.float64)
+    assert _emulated.launched_kernels()["parameter_gradient"] >= 2 * 3
+    expected = run_case(selftest.ops, case, case.arguments(np.random.default_rng(zlib.crc32(str(case).encode()))), None)
+    for name, gradient in got.gradients.items():
+        np.testing.assert_allclose(gradient, expected.gradients[name], rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [{"H": 6, "W": 8}, {"H": 5, "W": 7}, {"H": 4, "W": 12, "C": 20}])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_memory_that_is_not_aligned_to_16_bytes(shape: dict[str, int], dtype: Any) -> None:
+    """Whole 16 bytes where every tensor allows it, else one by one: the same bits."""
+    case = Case("conv_lstm", "unaligned", {"T": 2, "peephole": "pixel", "bias": "pixel"} | shape)
+    arguments = case.arguments(np.random.default_rng(5), dtype)
+
+    def moved(a: np.ndarray) -> np.ndarray:
+        room = np.empty(a.size + 64, dtype)
+        at = next(i for i in range(1, 64) if (room[i:].ctypes.data % 16) == a.itemsize)
+        view = room[at : at + a.size].reshape(a.shape)
+        view[...] = a
+        return view
+
+    expected = run_case(OPS, case, arguments, None)
+    for name in arguments:
+        one = {n: moved(a) if n == name and a is not None else a for n, a in arguments.items()}
+        assert same_bits(run_case(OPS, case, one, None), expected), name
+
+
+def test_waiting_for_a_value_is_refused_while_a_graph_is_captured(rng: np.random.Generator) -> None:
+    g = [rng.standard_normal(5)]
+    before = g[0].copy()
+    _emulated.set_controls("", True)
+    with pytest.raises(RuntimeError, match="error_if_nonfinite: expected no graph capture"):
+        OPS.clip_by_global_norm_(g, 1.0, error_if_nonfinite=True)
+    assert np.array_equal(g[0], before)
+    _emulated.set_controls("", False)
+    OPS.clip_by_global_norm_(g, 1.0, error_if_nonfinite=True)
+
+
+def test_a_launch_that_cuda_refuses_is_an_exception_and_not_the_end() -> None:
+    z, c = np.zeros((1, 4 * 65536)), np.zeros((1, 65536))
+    *_, saved = OPS.lstm_gates_forward(z, c)
+    message = "lstm_gates_backward, kernel gates_backward: CUDA error cudaErrorInvalidConfiguration: "
+    with pytest.raises(RuntimeError, match=message):
+        OPS.lstm_gates_backward(saved, c)
+    assert run(CASES[0]).outputs["y"].any()
+
+
+def test_the_kernels_do_not_care_what_lengths_hold() -> None:
+    """On a GPU nobody reads them before; here the rules do, so they are cut to what counts."""
+    with pytest.raises(ValueError, match="lengths: expected values from 0 to 3, got 4"):
+        OPS.conv_lstm_forward(*CASES[0].arguments(np.random.default_rng(0)).values(), lengths=[4, 1])
