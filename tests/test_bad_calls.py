@@ -235,7 +235,7 @@ def test_the_calls_are_good_before_they_are_spoiled(maker: Callable[[], Call]) -
         ({"weight_ih": make(10, 2, 3, 3)}, ValueError, "weight_ih: expected a first extent that is 4 times"),
         ({"bias": make(4)}, ValueError, "bias: expected (12,) or (12, 5, 6), got (4,)"),
         ({"c_0": make(2, 3, 5, 6).astype(float)}, TypeError, "c_0: expected dtype float32, got float64"),
-        ({"x": [1.0]}, TypeError, "x: expected a NumPy array, got builtins.list"),
+        ({"x": [1.0]}, TypeError, "x: expected a NumPy array or an array on a GPU, got builtins.list"),
         ({"x": make(3, 2, 2, 5, 6).astype(np.float16)}, TypeError, "x: expected dtype float32 or float64, got float16"),
         ({"lengths": [4, 1]}, ValueError, "lengths: expected values from 0 to 3, got 4"),
         ({"activation": "gelu"}, ValueError, 'activation: expected one of identity, sigmoid'),
@@ -253,7 +253,7 @@ def test_an_output_is_never_touched_by_a_bad_call() -> None:
     """One level down: the core checks before it writes."""
     x, y = make(4), np.full(5, 7, np.float32)
     with pytest.raises(ValueError, match="y: expected"):
-        _dispatch.call("activation_forward", "tanh", x, y, 0.01, 1.0)
+        _dispatch.call("activation_forward", _dispatch.Place(), "tanh", x, y, 0.01, 1.0)
     assert (y == 7).all()
 
 
@@ -261,7 +261,7 @@ def test_the_core_refuses_scratch_that_is_too_small_and_unknown_names() -> None:
     arrays = {"x": make(1, 1, 4, 4), "weight": make(1, 1, 3, 3), "y": make(1, 1, 4, 4)}
     before = arrays["y"].copy()
     with pytest.raises(ValueError, match="scratch: expected"):
-        _cpu.conv2d_forward(_dispatch.describe_all(arrays), {}, (make(4).ctypes.data, 16, 1))
+        _cpu.conv2d_forward(_dispatch.describe_all(arrays), {}, (make(4).ctypes.data, 16, 1, 0, 0))
     with pytest.raises(TypeError, match="weigth: expected a known argument"):
         _dispatch.plan("conv2d", {**arrays, "weigth": arrays["weight"]}, {})
     with pytest.raises(TypeError, match="padding: expected"):

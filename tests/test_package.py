@@ -65,8 +65,8 @@ def test_the_example_learns() -> None:
 
 def test_poison_mode_poisons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "POISON", True)
-    assert np.isnan(_dispatch.empty((3, 4), np.float32)).all()
-    assert np.isnan(_dispatch.empty((), np.float64)).all()
-    assert (_dispatch.scratch(100) == 255).all()
+    assert np.isnan(_dispatch.empty((3, 4), np.float32, _dispatch.Place())).all()
+    assert np.isnan(_dispatch.empty((), np.float64, _dispatch.Place())).all()
+    assert (_dispatch.empty((100,), np.uint8, _dispatch.Place()) == 255).all()
     code = "from fusecell import _dispatch; assert _dispatch.POISON"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "FUSECELL_POISON": "1"})

@@ -1,20 +1,12 @@
 #pragma once
-// The scalar types of the arrays. Every kernel is a template on the scalar; this is where a run-time type becomes one.
+// The scalar types of the arrays, by name. Every kernel is a template on the scalar; base/scalar.h has those that C++
+// lacks.
 
 #include <string>
-#include <type_traits>
 
 namespace fusecell {
 
-enum class DType { float32, float64, int64, uint8, unknown };
-
-inline DType dtype_from_name(const std::string& name) {
-  if (name == "float32") return DType::float32;
-  if (name == "float64") return DType::float64;
-  if (name == "int64") return DType::int64;
-  if (name == "uint8") return DType::uint8;
-  return DType::unknown;
-}
+enum class DType { float32, float64, float16, bfloat16, int64, uint8, unknown };
 
 inline const char* dtype_name(DType dtype) {
   switch (dtype) {
@@ -22,6 +14,10 @@ inline const char* dtype_name(DType dtype) {
       return "float32";
     case DType::float64:
       return "float64";
+    case DType::float16:
+      return "float16";
+    case DType::bfloat16:
+      return "bfloat16";
     case DType::int64:
       return "int64";
     case DType::uint8:
@@ -32,7 +28,19 @@ inline const char* dtype_name(DType dtype) {
   return "unknown";
 }
 
-// Calls f with a value of the scalar type that `dtype` names. The caller has checked that it is a floating type.
+inline DType dtype_from_name(const std::string& name) {
+  for (DType dtype : {DType::float32, DType::float64, DType::float16, DType::bfloat16, DType::int64, DType::uint8}) {
+    if (name == dtype_name(dtype)) return dtype;
+  }
+  return DType::unknown;
+}
+
+inline bool is_half_precision(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
+
+// Cell states, their gradients and all sums: float32 where the arrays hold 16 bits.
+inline DType state_dtype(DType dtype) { return is_half_precision(dtype) ? DType::float32 : dtype; }
+
+// Calls f with a value of the scalar type that `dtype` names. The caller has checked that it is one of the two.
 template <class F>
 auto with_scalar(DType dtype, F&& f) {
   return dtype == DType::float64 ? f(double{}) : f(float{});

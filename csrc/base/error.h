@@ -1,6 +1,6 @@
 #pragma once
 // One error type for the whole core: which argument, what was expected, what came. The bindings turn it into
-// ValueError, TypeError or MemoryError; nothing in the core ever aborts or prints.
+// ValueError, TypeError, MemoryError or RuntimeError; nothing in the core ever aborts or prints.
 
 #include <stdexcept>
 #include <string>
@@ -9,10 +9,12 @@ namespace fusecell {
 
 class Error : public std::runtime_error {
  public:
-  enum class Kind { value, type, memory };
+  enum class Kind { value, type, memory, runtime };
 
   Error(Kind kind, const std::string& argument, const std::string& expected, const std::string& got)
       : std::runtime_error(argument + ": expected " + expected + ", got " + got), kind_(kind) {}
+
+  Error(Kind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
 
   Kind kind() const { return kind_; }
 

@@ -4,140 +4,137 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <utility>
+#include <string>
+#include <vector>
 
 #include "bindings/arguments.h"
+#include "bindings/extras.h"
 #include "bindings/read.h"
-#include "cpu/backend.h"
-#include "cpu/isa.h"
-#include "cpu/thread_pool.h"
+#include "problem/backend.h"
 #include "problem/validate.h"
 
 namespace fusecell::bindings {
 namespace {
 
-namespace backend = fusecell::cpu;
+// ---------------------------------------------------------------------------------------------------------- launch
+// Where the caller wants it done, and the scratch memory it gives: (pointer, bytes, workers, device, stream).
+Launch to_launch(const py::tuple& fields) {
+  Launch launch;
+  launch.scratch = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
+  launch.scratch_bytes = fields[1].cast<int64_t>();
+  const auto workers = fields[2].cast<int64_t>();
+  if (workers < 1 || workers > 1024) value_error("workers", "1 to 1024", std::to_string(workers));
+  launch.workers = static_cast<int>(workers);
+  launch.device = fields[3].cast<int>();
+  launch.stream = reinterpret_cast<void*>(fields[4].cast<uintptr_t>());
+  return launch;
+}
 
-// --------------------------------------------------------------------------------------------------------- scratch
-// The caller's scratch: (pointer, bytes, workers).
-struct Scratch {
-  void* data;
-  int64_t bytes;
-  int workers;
-
-  explicit Scratch(const py::tuple& fields)
-      : data(reinterpret_cast<void*>(fields[0].cast<uintptr_t>())), bytes(fields[1].cast<int64_t>()) {
-    const auto given = fields[2].cast<int64_t>();
-    if (given < 1 || given > 1024) value_error("workers", "1 to 1024", std::to_string(given));
-    workers = static_cast<int>(given);
+// The scratch must be what the plan said for this number of workers.
+void expect_scratch(const Launch& launch, int64_t needed) {
+  if (launch.scratch_bytes < needed) {
+    value_error("scratch", std::to_string(needed) + " bytes", std::to_string(launch.scratch_bytes));
   }
+}
 
-  // Its size must be what the plan said for this number of workers.
-  void expect(int64_t needed) const {
-    if (bytes < needed) value_error("scratch", std::to_string(needed) + " bytes", std::to_string(bytes));
+// --------------------------------------------------------------------------------- conv2d, lstm_gates and conv_lstm
+struct Conv2d {
+  using Forward = Conv2dForward;
+  using Backward = Conv2dBackward;
+  static constexpr auto forward_scratch = backend::conv2d_forward_scratch;
+  static constexpr auto backward_scratch = backend::conv2d_backward_scratch;
+  static constexpr auto forward = backend::conv2d_forward;
+  static constexpr auto backward = backend::conv2d_backward;
+
+  static void describe_outputs(const Conv2dShape& shape, py::dict& plan) {
+    plan["y"] = Shape{shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]};
   }
 };
 
-// ---------------------------------------------------------------------------------------------------------- conv2d
+struct LstmGates {
+  using Forward = LstmGatesForward;
+  using Backward = LstmGatesBackward;
+  static constexpr auto forward_scratch = backend::lstm_gates_forward_scratch;
+  static constexpr auto backward_scratch = backend::lstm_gates_backward_scratch;
+  static constexpr auto forward = backend::lstm_gates_forward;
+  static constexpr auto backward = backend::lstm_gates_backward;
+
+  static void describe_outputs(const LstmGatesShape& shape, py::dict& plan) {
+    plan["cell_dtype"] = dtype_name(state_dtype(shape.dtype));
+  }
+};
+
+struct ConvLstm {
+  using Forward = ConvLstmForward;
+  using Backward = ConvLstmBackward;
+  static constexpr auto forward_scratch = backend::conv_lstm_forward_scratch;
+  static constexpr auto backward_scratch = backend::conv_lstm_backward_scratch;
+  static constexpr auto forward = backend::conv_lstm_forward;
+  static constexpr auto backward = backend::conv_lstm_backward;
+
+  static void describe_outputs(const ConvLstmShape& shape, py::dict& plan) {
+    const int64_t H = shape.input.out[0], W = shape.input.out[1];
+    plan["state"] = Shape{shape.batch, shape.channels, H, W};
+    plan["y"] = Shape{shape.steps, shape.batch, shape.channels, H, W};
+    plan["cell_dtype"] = dtype_name(state_dtype(shape.dtype));
+    plan["gates"] = Shape{shape.steps, shape.batch, 4 * shape.channels, H, W};
+  }
+};
+
 // A plan checks the inputs and says what the caller must allocate: the shapes of the outputs and the bytes of scratch.
-py::dict conv2d_plan(const py::dict& tensors, const py::dict& options, bool backward, int workers) {
-  const auto shape = validate(parse<Conv2dForward>(tensors, options), Stage::plan);
+template <class Op>
+py::dict plan(const py::dict& tensors, const py::dict& options, bool backward, int workers) {
+  const auto args = parse<typename Op::Forward>(tensors, options);
+  const auto shape = validate(args, Stage::plan);
   py::dict plan;
-  plan["y"] = Shape{shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]};
-  plan["scratch"] =
-      backward ? backend::conv2d_backward_scratch(shape, workers) : backend::conv2d_forward_scratch(shape, workers);
+  Op::describe_outputs(shape, plan);
+  plan["scratch"] = backward ? Op::backward_scratch(args, shape, workers) : Op::forward_scratch(args, shape, workers);
   return plan;
 }
 
-void conv2d_forward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
-  const auto args = parse<Conv2dForward>(tensors, options);
+template <class Op>
+void forward(const py::dict& tensors, const py::dict& options, const py::tuple& fields) {
+  const auto args = parse<typename Op::Forward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const Scratch space(scratch);
-  space.expect(backend::conv2d_forward_scratch(shape, space.workers));
+  const Launch launch = to_launch(fields);
+  expect_scratch(launch, Op::forward_scratch(args, shape, launch.workers));
   const py::gil_scoped_release release;
-  backend::conv2d_forward(args, shape, space.data, space.workers);
+  Op::forward(args, shape, launch);
 }
 
-void conv2d_backward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
-  const auto args = parse<Conv2dBackward>(tensors, options);
+template <class Op>
+void backward(const py::dict& tensors, const py::dict& options, const py::tuple& fields) {
+  const auto args = parse<typename Op::Backward>(tensors, options);
   const auto shape = validate(args, Stage::run);
-  const Scratch space(scratch);
-  space.expect(backend::conv2d_backward_scratch(shape, space.workers));
+  const Launch launch = to_launch(fields);
+  expect_scratch(launch, Op::backward_scratch(args, shape, launch.workers));
   const py::gil_scoped_release release;
-  backend::conv2d_backward(args, shape, space.data, space.workers);
+  Op::backward(args, shape, launch);
 }
 
-// ------------------------------------------------------------------------------------------------------ lstm_gates
-py::dict lstm_gates_plan(const py::dict& tensors, const py::dict& options, bool backward, int /*workers*/) {
-  const auto shape = validate(parse<LstmGatesForward>(tensors, options), Stage::plan);
-  py::dict plan;
-  plan["scratch"] = backward ? backend::lstm_gates_backward_scratch(shape) : 0;
-  return plan;
-}
-
-void lstm_gates_forward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
-  const auto args = parse<LstmGatesForward>(tensors, options);
-  const auto shape = validate(args, Stage::run);
-  const Scratch space(scratch);
-  const py::gil_scoped_release release;
-  backend::lstm_gates_forward(args, shape, space.workers);
-}
-
-void lstm_gates_backward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
-  const auto args = parse<LstmGatesBackward>(tensors, options);
-  const auto shape = validate(args, Stage::run);
-  const Scratch space(scratch);
-  space.expect(backend::lstm_gates_backward_scratch(shape));
-  const py::gil_scoped_release release;
-  backend::lstm_gates_backward(args, shape, space.data, space.workers);
-}
-
-// ------------------------------------------------------------------------------------------------------- conv_lstm
-py::dict conv_lstm_plan(const py::dict& tensors, const py::dict& options, bool backward, int workers) {
-  const auto shape = validate(parse<ConvLstmForward>(tensors, options), Stage::plan);
-  const int64_t H = shape.input.out[0], W = shape.input.out[1];
-  py::dict plan;
-  plan["state"] = Shape{shape.batch, shape.channels, H, W};
-  plan["y"] = Shape{shape.steps, shape.batch, shape.channels, H, W};
-  plan["gates"] = Shape{shape.steps, shape.batch, 4 * shape.channels, H, W};
-  plan["scratch"] = backward ? backend::conv_lstm_backward_scratch(shape, workers)
-                             : backend::conv_lstm_forward_scratch(shape, workers);
-  return plan;
-}
-
-void conv_lstm_forward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
-  const auto args = parse<ConvLstmForward>(tensors, options);
-  const auto shape = validate(args, Stage::run);
-  const Scratch space(scratch);
-  space.expect(backend::conv_lstm_forward_scratch(shape, space.workers));
-  const py::gil_scoped_release release;
-  backend::conv_lstm_forward(args, shape, space.data, space.workers);
-}
-
-void conv_lstm_backward(const py::dict& tensors, const py::dict& options, const py::tuple& scratch) {
-  const auto args = parse<ConvLstmBackward>(tensors, options);
-  const auto shape = validate(args, Stage::run);
-  const Scratch space(scratch);
-  space.expect(backend::conv_lstm_backward_scratch(shape, space.workers));
-  const py::gil_scoped_release release;
-  backend::conv_lstm_backward(args, shape, space.data, space.workers);
+template <class Op>
+void define(py::module_& m, const std::string& name) {
+  m.def((name + "_plan").c_str(), &plan<Op>);
+  m.def((name + "_forward").c_str(), &forward<Op>);
+  m.def((name + "_backward").c_str(), &backward<Op>);
 }
 
 // ----------------------------------------------------------------------------------------------------- elementwise
 void activation_forward(const std::string& name, const py::tuple& x_fields, const py::tuple& y_fields, double slope,
-                        double alpha, int workers) {
+                        double alpha, const py::tuple& launch_fields) {
   const Tensor x = to_tensor(x_fields), y = to_tensor(y_fields);
   const Activation kind = activation_from_name("name", name);
   expect_floating("x", x);
   expect_like("y", y, x, "x");
   const auto parameters = activation_parameters(slope, alpha, 0.0);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::activation_forward(kind, parameters, x, y, workers);
+  backend::activation_forward(kind, parameters, x, y, launch);
 }
 
 void activation_backward(const std::string& name, const py::tuple& x_fields, const py::tuple& y_fields,
                          const py::tuple& dy_fields, const py::tuple& dx_fields, double slope, double alpha,
-                         double at_zero, int workers) {
+                         double at_zero, const py::tuple& launch_fields) {
   const Tensor x = to_tensor(x_fields), y = to_tensor(y_fields), dy = to_tensor(dy_fields), dx = to_tensor(dx_fields);
   const Activation kind = activation_from_name("name", name);
   expect_floating("x", x);
@@ -145,8 +142,9 @@ void activation_backward(const std::string& name, const py::tuple& x_fields, con
   expect_like("dy", dy, x, "x");
   expect_like("dx", dx, x, "x");
   const auto parameters = activation_parameters(slope, alpha, at_zero);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::activation_backward(kind, parameters, x, y, dy, dx, workers);
+  backend::activation_backward(kind, parameters, x, y, dy, dx, launch);
 }
 
 struct Line {
@@ -165,92 +163,114 @@ Line line_along(const Tensor& x, int64_t axis) {
   return {x.shape[static_cast<size_t>(axis)], stride};
 }
 
-void softmax_forward(const py::tuple& x_fields, const py::tuple& y_fields, int64_t axis, int workers) {
+void softmax_forward(const py::tuple& x_fields, const py::tuple& y_fields, int64_t axis,
+                     const py::tuple& launch_fields) {
   const Tensor x = to_tensor(x_fields), y = to_tensor(y_fields);
   expect_floating("x", x);
   expect_like("y", y, x, "x");
   const Line line = line_along(x, axis);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::softmax_forward(x, y, line.extent, line.stride, workers);
+  backend::softmax_forward(x, y, line.extent, line.stride, launch);
 }
 
 void softmax_backward(const py::tuple& y_fields, const py::tuple& dy_fields, const py::tuple& dx_fields, int64_t axis,
-                      int workers) {
+                      const py::tuple& launch_fields) {
   const Tensor y = to_tensor(y_fields), dy = to_tensor(dy_fields), dx = to_tensor(dx_fields);
   expect_floating("y", y);
   expect_like("dy", dy, y, "y");
   expect_like("dx", dx, y, "y");
   const Line line = line_along(y, axis);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::softmax_backward(y, dy, dx, line.extent, line.stride, workers);
+  backend::softmax_backward(y, dy, dx, line.extent, line.stride, launch);
 }
 
-// -------------------------------------------------------------------------------------------------------- clipping
-std::vector<Tensor> to_gradients(const py::sequence& fields) {
+// ---------------------------------------------------------------------------------------------- norms and clipping
+std::vector<Tensor> to_floating(const std::string& name, const py::sequence& fields) {
   std::vector<Tensor> tensors = to_tensors(fields);
-  for (size_t i = 0; i < tensors.size(); ++i) expect_floating("gradients[" + std::to_string(i) + "]", tensors[i]);
+  for (size_t i = 0; i < tensors.size(); ++i) expect_floating(name + "[" + std::to_string(i) + "]", tensors[i]);
   return tensors;
 }
 
-backend::Norm to_norm(double norm_type) {
+backend::Norm to_norm(double norm_type, bool numbers_only) {
+  if (std::isinf(norm_type) && norm_type > 0) {
+    return numbers_only ? backend::Norm::largest_number : backend::Norm::infinity;
+  }
   if (norm_type == 1.0) return backend::Norm::one;
   if (norm_type == 2.0) return backend::Norm::two;
-  if (std::isinf(norm_type) && norm_type > 0) return backend::Norm::infinity;
   value_error("norm_type", "1, 2 or inf", std::to_string(norm_type));
 }
 
-double global_norm(const py::sequence& fields, double norm_type, int workers) {
-  const std::vector<Tensor> tensors = to_gradients(fields);
-  const backend::Norm kind = to_norm(norm_type);
+int64_t norm_scratch(const py::sequence& fields) { return backend::norm_scratch(to_floating("gradients", fields)); }
+
+void norm(const py::sequence& fields, double norm_type, bool numbers_only, const py::tuple& out,
+          const py::tuple& launch_fields) {
+  const std::vector<Tensor> tensors = to_floating("gradients", fields);
+  const backend::Norm kind = to_norm(norm_type, numbers_only);
+  const Tensor result = to_tensor(out);
+  expect_one("out", result, DType::float64);
+  const Launch launch = to_launch(launch_fields);
+  expect_scratch(launch, backend::norm_scratch(tensors));
   const py::gil_scoped_release release;
-  return backend::norm(tensors, kind, workers);
+  backend::norm(tensors, kind, result, launch);
 }
 
-bool any_above(const py::tuple& fields, double threshold, int workers) {
-  const Tensor tensor = to_gradients(py::make_tuple(fields)).front();
+void clip_to_norm(const py::sequence& fields, const py::tuple& norm_fields, double max_norm,
+                  const py::tuple& launch_fields) {
+  const std::vector<Tensor> tensors = to_floating("gradients", fields);
+  const Tensor norm = to_tensor(norm_fields);
+  expect_one("norm", norm, DType::float64);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  return backend::any_above(tensor, threshold, workers);
+  backend::clip_to_norm(tensors, norm, max_norm, launch);
 }
 
-void scale(const py::tuple& fields, double factor, int workers) {
-  const Tensor tensor = to_gradients(py::make_tuple(fields)).front();
+void clamp(const py::sequence& fields, double limit, const py::tuple& launch_fields) {
+  const std::vector<Tensor> tensors = to_floating("gradients", fields);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::scale(tensor, factor, workers);
+  backend::clamp(tensors, limit, launch);
 }
 
-void clamp(const py::tuple& fields, double limit, int workers) {
-  const Tensor tensor = to_gradients(py::make_tuple(fields)).front();
+void divide_if_above(const py::sequence& fields, const py::tuple& norm_fields, const py::tuple& largest_fields,
+                     double threshold, const py::tuple& launch_fields) {
+  const std::vector<Tensor> tensors = to_floating("gradients", fields);
+  const Tensor norm = to_tensor(norm_fields), largest = to_tensor(largest_fields);
+  expect_one("norm", norm, DType::float64);
+  expect_one("largest", largest, DType::float64);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::clamp(tensor, limit, workers);
+  backend::divide_if_above(tensors, norm, largest, threshold, launch);
 }
 
-void bernoulli(const py::tuple& fields, double rate, uint64_t seed, uint64_t offset, uint32_t stream, int workers) {
+// ------------------------------------------------------------------------------------------------------- optimisers
+void update(const std::string& rule, const py::sequence& values, const py::sequence& gradients,
+            const py::sequence& first, const py::sequence& second, const py::dict& parameters, const py::object& norm,
+            const py::object& step, const py::tuple& launch_fields) {
+  backend::Update args;
+  args.rule = rule == "adam" ? UpdateRule::adam : UpdateRule::sgd;
+  args.values = to_floating("parameters", values);
+  args.gradients = to_tensors(gradients);
+  args.first = to_tensors(first);
+  args.second = to_tensors(second);
+  read_options(parameters, args.parameters);
+  args.norm = to_tensor(norm);
+  args.step = to_tensor(step);
+  validate(args);
+  const Launch launch = to_launch(launch_fields);
+  const py::gil_scoped_release release;
+  backend::update(args, launch);
+}
+
+void bernoulli(const py::tuple& fields, double rate, uint64_t seed, uint64_t offset, uint32_t stream,
+               const py::tuple& launch_fields) {
   const Tensor out = to_tensor(fields);
   if (out.dtype != DType::uint8) type_error("out", "dtype uint8", out.dtype_given);
   expect_rate("rate", rate);
+  const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::bernoulli(out, rate, seed, offset, stream, workers);
-}
-
-// ------------------------------------------------------------------------------------------------------------ info
-py::dict build_info() {
-  py::dict info;
-  info["version"] = FUSECELL_VERSION;
-  info["compiler"] = FUSECELL_COMPILER;
-  info["sanitize"] = FUSECELL_SANITIZE;
-  info["isa"] = backend::kernels().name;
-  info["isas_built"] = backend::built_isas();
-  info["isas_usable"] = backend::usable_isas();
-  info["default_num_threads"] = backend::default_num_threads();
-  return info;
-}
-
-py::dict pool_statistics() {
-  const auto statistics = backend::pool_statistics();
-  py::dict result;
-  result["parallel_regions"] = statistics.parallel_regions;
-  result["most_workers"] = statistics.most_workers;
-  return result;
+  backend::bernoulli(out, rate, seed, offset, stream, launch);
 }
 
 }  // namespace
@@ -270,33 +290,25 @@ PYBIND11_MODULE(FUSECELL_MODULE, m, pybind11::mod_gil_not_used()) {
           return pybind11::set_error(PyExc_TypeError, error.what());
         case fusecell::Error::Kind::memory:
           return pybind11::set_error(PyExc_MemoryError, error.what());
+        case fusecell::Error::Kind::runtime:
+          return pybind11::set_error(PyExc_RuntimeError, error.what());
       }
     }
   });
-  fusecell::cpu::kernels();  // a bad FUSECELL_ISA is an error at import
 
-  m.def("conv2d_plan", &bindings::conv2d_plan);
-  m.def("conv2d_forward", &bindings::conv2d_forward);
-  m.def("conv2d_backward", &bindings::conv2d_backward);
-  m.def("lstm_gates_plan", &bindings::lstm_gates_plan);
-  m.def("lstm_gates_forward", &bindings::lstm_gates_forward);
-  m.def("lstm_gates_backward", &bindings::lstm_gates_backward);
-  m.def("conv_lstm_plan", &bindings::conv_lstm_plan);
-  m.def("conv_lstm_forward", &bindings::conv_lstm_forward);
-  m.def("conv_lstm_backward", &bindings::conv_lstm_backward);
+  bindings::define<bindings::Conv2d>(m, "conv2d");
+  bindings::define<bindings::LstmGates>(m, "lstm_gates");
+  bindings::define<bindings::ConvLstm>(m, "conv_lstm");
   m.def("activation_forward", &bindings::activation_forward);
   m.def("activation_backward", &bindings::activation_backward);
   m.def("softmax_forward", &bindings::softmax_forward);
   m.def("softmax_backward", &bindings::softmax_backward);
-  m.def("global_norm", &bindings::global_norm);
-  m.def("any_above", &bindings::any_above);
-  m.def("scale", &bindings::scale);
+  m.def("norm_scratch", &bindings::norm_scratch);
+  m.def("norm", &bindings::norm);
+  m.def("clip_to_norm", &bindings::clip_to_norm);
   m.def("clamp", &bindings::clamp);
+  m.def("divide_if_above", &bindings::divide_if_above);
+  m.def("update", &bindings::update);
   m.def("bernoulli", &bindings::bernoulli);
-
-  m.def("set_num_threads", &fusecell::cpu::set_num_threads);
-  m.def("get_num_threads", &fusecell::cpu::num_threads);
-  m.def("pool_statistics", &bindings::pool_statistics);
-  m.def("reset_pool_statistics", &fusecell::cpu::reset_pool_statistics);
-  m.def("build_info", &bindings::build_info);
+  bindings::define_extras(m);
 }

@@ -2,6 +2,7 @@
 // Which name in Python is which field of an op's arguments.
 
 #include "bindings/arguments.h"
+#include "cell/update.h"
 #include "problem/conv_lstm.h"
 #include "problem/convolution.h"
 #include "problem/lstm_gates.h"
@@ -102,6 +103,21 @@ inline void read(Arguments& tensors, ConvLstmBackward& to) {
   tensors.take("dpeephole", to.dpeephole);
   tensors.take("dh_0", to.dh_0);
   tensors.take("dc_0", to.dc_0);
+}
+
+inline void read_options(const py::dict& values, UpdateParameters<double>& to) {
+  Arguments options(values);
+  options.take("lr", to.lr);
+  options.take("weight_decay", to.weight_decay);
+  options.take("momentum", to.momentum);
+  options.take("beta1", to.beta1);
+  options.take("beta2", to.beta2);
+  options.take("eps", to.eps);
+  options.take("nesterov", to.nesterov);
+  options.take("decoupled", to.decoupled);
+  options.take("step", to.step);
+  options.take("max_norm", to.max_norm);
+  options.expect_all_taken();
 }
 
 template <class Args>

@@ -29,6 +29,11 @@ struct ActivationParameters {
   S at_zero = S(0);   // relu's derivative at exactly 0
 };
 
+template <class S>
+FUSECELL_HD ActivationParameters<S> as_scalar(const ActivationParameters<double>& p) {
+  return {S(p.slope), S(p.alpha), S(p.at_zero)};
+}
+
 // ------------------------------------------------------------------------------------------------------- smooth
 template <class S>
 FUSECELL_HD S identity(S x) {

@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "base/dtype.h"
-#include "cpu/backend.h"
 #include "cpu/convolution.h"
+#include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
@@ -118,28 +118,32 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratc
 
 }  // namespace
 
-int64_t conv2d_forward_scratch(const Conv2dShape& shape, int workers) {
-  return with_scalar(shape.dtype, [&](auto s) {
-    Arena arena;
-    ForwardPlan<decltype(s)>(shape, arena, workers);
-    return arena.bytes();
-  });
-}
-
-int64_t conv2d_backward_scratch(const Conv2dShape& shape, int workers) {
-  return with_scalar(shape.dtype, [&](auto s) {
-    Arena arena;
-    BackwardPlan<decltype(s)>(shape, arena, workers);
-    return arena.bytes();
-  });
-}
-
-void conv2d_forward(const Conv2dForward& args, const Conv2dShape& shape, void* scratch, int workers) {
-  with_scalar(shape.dtype, [&](auto s) { forward<decltype(s)>(args, shape, scratch, workers); });
-}
-
-void conv2d_backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratch, int workers) {
-  with_scalar(shape.dtype, [&](auto s) { backward<decltype(s)>(args, shape, scratch, workers); });
-}
-
 }  // namespace fusecell::cpu
+
+namespace fusecell::backend {
+
+int64_t conv2d_forward_scratch(const Conv2dForward& /*args*/, const Conv2dShape& shape, int workers) {
+  return with_scalar(shape.dtype, [&](auto s) {
+    Arena arena;
+    cpu::ForwardPlan<decltype(s)>(shape, arena, workers);
+    return arena.bytes();
+  });
+}
+
+int64_t conv2d_backward_scratch(const Conv2dForward& /*args*/, const Conv2dShape& shape, int workers) {
+  return with_scalar(shape.dtype, [&](auto s) {
+    Arena arena;
+    cpu::BackwardPlan<decltype(s)>(shape, arena, workers);
+    return arena.bytes();
+  });
+}
+
+void conv2d_forward(const Conv2dForward& args, const Conv2dShape& shape, const Launch& launch) {
+  with_scalar(shape.dtype, [&](auto s) { cpu::forward<decltype(s)>(args, shape, launch.scratch, launch.workers); });
+}
+
+void conv2d_backward(const Conv2dBackward& args, const Conv2dShape& shape, const Launch& launch) {
+  with_scalar(shape.dtype, [&](auto s) { cpu::backward<decltype(s)>(args, shape, launch.scratch, launch.workers); });
+}
+
+}  // namespace fusecell::backend

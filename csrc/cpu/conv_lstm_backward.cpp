@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "base/dtype.h"
-#include "cpu/backend.h"
 #include "cpu/conv_lstm_step.h"
+#include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
@@ -167,16 +167,21 @@ class Backward {
 
 }  // namespace
 
-int64_t conv_lstm_backward_scratch(const ConvLstmShape& shape, int workers) {
+}  // namespace fusecell::cpu
+
+namespace fusecell::backend {
+
+int64_t conv_lstm_backward_scratch(const ConvLstmForward& /*args*/, const ConvLstmShape& shape, int workers) {
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    BackwardPlan<decltype(s)>(ConvLstmBackward{}, shape, arena, workers);
+    cpu::BackwardPlan<decltype(s)>(ConvLstmBackward{}, shape, arena, workers);
     return arena.bytes();
   });
 }
 
-void conv_lstm_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, void* scratch, int workers) {
-  with_scalar(shape.dtype, [&](auto s) { Backward<decltype(s)>(args, shape, scratch, workers).run(); });
+void conv_lstm_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, const Launch& launch) {
+  with_scalar(shape.dtype,
+              [&](auto s) { cpu::Backward<decltype(s)>(args, shape, launch.scratch, launch.workers).run(); });
 }
 
-}  // namespace fusecell::cpu
+}  // namespace fusecell::backend

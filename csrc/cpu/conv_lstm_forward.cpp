@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "base/dtype.h"
-#include "cpu/backend.h"
 #include "cpu/conv_lstm_step.h"
+#include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
@@ -51,17 +51,21 @@ void forward(const ConvLstmForward& args, const ConvLstmShape& shape, void* scra
 
 }  // namespace
 
-int64_t conv_lstm_forward_scratch(const ConvLstmShape& shape, int workers) {
+}  // namespace fusecell::cpu
+
+namespace fusecell::backend {
+
+int64_t conv_lstm_forward_scratch(const ConvLstmForward& /*args*/, const ConvLstmShape& shape, int workers) {
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    StepForward<decltype(s)>(shape, arena, workers);
+    cpu::StepForward<decltype(s)>(shape, arena, workers);
     return arena.bytes();
   });
 }
 
-void conv_lstm_forward(const ConvLstmForward& args, const ConvLstmShape& shape, void* scratch, int workers) {
+void conv_lstm_forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
   if (shape.batch == 0) return;  // nothing to write, however many steps
-  with_scalar(shape.dtype, [&](auto s) { forward<decltype(s)>(args, shape, scratch, workers); });
+  with_scalar(shape.dtype, [&](auto s) { cpu::forward<decltype(s)>(args, shape, launch.scratch, launch.workers); });
 }
 
-}  // namespace fusecell::cpu
+}  // namespace fusecell::backend

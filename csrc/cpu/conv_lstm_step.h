@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "cpu/arena.h"
+#include "base/arena.h"
 #include "cpu/cell_step.h"
 #include "cpu/convolution.h"
 #include "problem/conv_lstm.h"

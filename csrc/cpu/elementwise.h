@@ -2,6 +2,7 @@
 // Activations, softmax, norms and clipping over plain arrays.
 
 #include "cell/activation.h"
+#include "cell/update.h"
 #include "cpu/kernels.h"
 #include "cpu/vector.h"
 
@@ -135,10 +136,10 @@ double max_abs(int64_t n, const S* x) {
 }
 
 template <class S>
-bool any_above(int64_t n, double threshold, const S* x) {
-  int above = 0;
-  for (int64_t i = 0; i < n; ++i) above |= double(abs_(x[i])) > threshold;
-  return above != 0;
+double largest_number(int64_t n, const S* x) {
+  S most = 0;
+  for (int64_t i = 0; i < n; ++i) most = abs_(x[i]) > most ? abs_(x[i]) : most;
+  return double(most);
 }
 
 template <class S>
@@ -149,6 +150,19 @@ void scale(int64_t n, double factor, S* x) {
 template <class S>
 void clamp_all(int64_t n, S limit, S* x) {
   for (int64_t i = 0; i < n; ++i) x[i] = clamp(x[i], -limit, limit);
+}
+
+template <class S>
+void update(UpdateRule rule, const UpdateParameters<double>& p, double coefficient, int64_t n, S* value,
+            const S* gradient, S* first, S* second) {
+  const UpdateParameters<S> parameters = as_scalar<S>(p);
+  const UpdateFactors<S> factors = update_factors<S>(rule, p, coefficient, p.step);
+  for (int64_t i = 0; i < n; ++i) {
+    S a = first ? first[i] : S(0), b = second ? second[i] : S(0);
+    value[i] = update_element(rule, parameters, factors, value[i], gradient[i], a, b);
+    if (first) first[i] = a;
+    if (second) second[i] = b;
+  }
 }
 
 }  // namespace

@@ -33,9 +33,10 @@ constexpr Kernels<S> make_kernels() {
           .sum_abs = sum_abs<S>,
           .sum_squares = sum_squares<S>,
           .max_abs = max_abs<S>,
-          .any_above = any_above<S>,
+          .largest_number = largest_number<S>,
           .scale = scale<S>,
-          .clamp = clamp_all<S>};
+          .clamp = clamp_all<S>,
+          .update = update<S>};
 }
 
 }  // namespace

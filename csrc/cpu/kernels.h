@@ -7,6 +7,7 @@
 
 #include "cell/activation.h"
 #include "cell/gates.h"
+#include "cell/update.h"
 
 namespace fusecell::cpu {
 
@@ -96,10 +97,12 @@ struct Kernels {
   double (*sum)(int64_t n, const S* x);
   double (*sum_abs)(int64_t n, const S* x);
   double (*sum_squares)(int64_t n, const S* x, double scale);
-  double (*max_abs)(int64_t n, const S* x);  // NaN if any is
-  bool (*any_above)(int64_t n, double threshold, const S* x);
+  double (*max_abs)(int64_t n, const S* x);         // NaN if any is
+  double (*largest_number)(int64_t n, const S* x);  // as max_abs, but NaN counts as 0
   void (*scale)(int64_t n, double factor, S* x);
   void (*clamp)(int64_t n, S limit, S* x);
+  void (*update)(UpdateRule, const UpdateParameters<double>&, double coefficient, int64_t n, S* value,
+                 const S* gradient, S* first, S* second);
 };
 
 struct KernelTable {

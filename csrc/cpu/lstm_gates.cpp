@@ -1,8 +1,8 @@
 // The pointwise tier alone: (z, c') -> (h, c) and its adjoint.
 
 #include "base/dtype.h"
-#include "cpu/backend.h"
 #include "cpu/cell_step.h"
+#include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
@@ -74,20 +74,28 @@ void backward(const LstmGatesBackward& args, const LstmGatesShape& shape, void* 
 
 }  // namespace
 
-int64_t lstm_gates_backward_scratch(const LstmGatesShape& shape) {
+}  // namespace fusecell::cpu
+
+namespace fusecell::backend {
+
+int64_t lstm_gates_forward_scratch(const LstmGatesForward& /*args*/, const LstmGatesShape& /*shape*/, int /*workers*/) {
+  return 0;
+}
+
+int64_t lstm_gates_backward_scratch(const LstmGatesForward& /*args*/, const LstmGatesShape& shape, int /*workers*/) {
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    BackwardPlan<decltype(s)>(LstmGatesBackward{}, shape, arena);
+    cpu::BackwardPlan<decltype(s)>(LstmGatesBackward{}, shape, arena);
     return arena.bytes();
   });
 }
 
-void lstm_gates_forward(const LstmGatesForward& args, const LstmGatesShape& shape, int workers) {
-  with_scalar(shape.dtype, [&](auto s) { forward<decltype(s)>(args, shape, workers); });
+void lstm_gates_forward(const LstmGatesForward& args, const LstmGatesShape& shape, const Launch& launch) {
+  with_scalar(shape.dtype, [&](auto s) { cpu::forward<decltype(s)>(args, shape, launch.workers); });
 }
 
-void lstm_gates_backward(const LstmGatesBackward& args, const LstmGatesShape& shape, void* scratch, int workers) {
-  with_scalar(shape.dtype, [&](auto s) { backward<decltype(s)>(args, shape, scratch, workers); });
+void lstm_gates_backward(const LstmGatesBackward& args, const LstmGatesShape& shape, const Launch& launch) {
+  with_scalar(shape.dtype, [&](auto s) { cpu::backward<decltype(s)>(args, shape, launch.scratch, launch.workers); });
 }
 
-}  // namespace fusecell::cpu
+}  // namespace fusecell::backend

@@ -191,6 +191,7 @@ CellShape validate_cell(const CellOptions& options) {
 
 void validate_lengths(const Tensor& lengths, int64_t steps, int64_t batch) {
   expect("lengths", lengths, DType::int64, {batch}, Need::optional);
+  if (!backend::traits().host_memory) return;  // a kernel only compares them with t
   for (int64_t b = 0; lengths.present && b < batch; ++b) {
     const int64_t length = lengths.as<const int64_t>()[b];
     if (length < 0 || length > steps) {
@@ -238,9 +239,15 @@ ActivationParameters<double> activation_parameters(double slope, double alpha, d
 
 void expect_floating(const std::string& name, const Tensor& tensor) {
   expect_present(name, tensor);
-  if (tensor.dtype != DType::float32 && tensor.dtype != DType::float64) {
-    type_error(name, "dtype float32 or float64", tensor.dtype_given);
-  }
+  if (tensor.dtype == DType::float32 || tensor.dtype == DType::float64) return;
+  const bool half = backend::traits().half_precision;
+  if (half && is_half_precision(tensor.dtype)) return;
+  type_error(name, half ? "dtype float32, float64, bfloat16 or float16" : "dtype float32 or float64",
+             tensor.dtype_given);
+}
+
+void expect_one(const std::string& name, const Tensor& tensor, DType dtype) {
+  expect(name, tensor, dtype, {1}, Need::required);
 }
 
 void expect_like(const std::string& name, const Tensor& tensor, const Tensor& other, const std::string& other_name) {
@@ -284,8 +291,10 @@ Conv2dShape validate(const Conv2dBackward& args, Stage stage) {
 }
 
 LstmGatesShape validate(const LstmGatesForward& args, Stage stage) {
-  expect_floating("c", args.c);
-  const DType dtype = args.c.dtype;
+  expect_floating("z", args.z);
+  const DType dtype = args.z.dtype, cell_dtype = state_dtype(dtype);
+  expect_present("c", args.c);
+  expect_dtype("c", args.c, cell_dtype);
   if (args.c.shape.size() < 2) value_error("c", "shape [B, C, ...]", to_string(args.c.shape));
   expect_extents("c", args.c, 1, 1);
   LstmGatesShape shape;
@@ -307,7 +316,7 @@ LstmGatesShape validate(const LstmGatesForward& args, Stage stage) {
   expect("zoneout_mask_h", args.zoneout_mask_h, DType::uint8, args.c.shape, Need::optional);
   expect("zoneout_mask_c", args.zoneout_mask_c, DType::uint8, args.c.shape, Need::optional);
   expect("h_out", args.h_out, dtype, args.c.shape, required_at_run(stage));
-  expect("c_out", args.c_out, dtype, args.c.shape, required_at_run(stage));
+  expect("c_out", args.c_out, cell_dtype, args.c.shape, required_at_run(stage));
   expect("gates", args.gates, dtype, gates, Need::optional);
   return shape;
 }
@@ -317,9 +326,9 @@ LstmGatesShape validate(const LstmGatesBackward& args, Stage stage) {
   const Shape gates = joined({shape.batch, 4 * shape.channels}, shape.spatial);
   expect("gates", args.gates, shape.dtype, gates, Need::required);
   expect("dh", args.dh, shape.dtype, args.c.shape, Need::optional);
-  expect("dc", args.dc, shape.dtype, args.c.shape, Need::optional);
+  expect("dc", args.dc, state_dtype(shape.dtype), args.c.shape, Need::optional);
   expect("dz", args.dz, shape.dtype, gates, required_at_run(stage));
-  expect("dc_before", args.dc_before, shape.dtype, args.c.shape, required_at_run(stage));
+  expect("dc_before", args.dc_before, state_dtype(shape.dtype), args.c.shape, required_at_run(stage));
   expect("dh_before", args.dh_before, shape.dtype, args.c.shape, Need::optional);
   if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
   if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
@@ -359,6 +368,7 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
 
   checked_product("gates", {shape.steps, shape.batch, w[0], shape.input.out[0], shape.input.out[1]});
   checked_product("gates", {shape.batch, w[0], shape.input.out[0], shape.input.out[1]});  // T may be 0
+  const DType cell_dtype = state_dtype(dtype);
   const Shape spatial = {shape.input.out[0], shape.input.out[1]};
   const Shape state = joined({shape.batch, shape.channels}, spatial);
   const Shape sequence = joined({shape.steps}, state);
@@ -366,36 +376,62 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
   shape.cell.peephole_per_pixel =
       expect_per_channel_or_pixel("peephole", args.peephole, dtype, 3 * shape.channels, spatial);
   expect("h_0", args.h_0, dtype, state, Need::optional);
-  expect("c_0", args.c_0, dtype, state, Need::optional);
+  expect("c_0", args.c_0, cell_dtype, state, Need::optional);
   validate_lengths(args.lengths, shape.steps, shape.batch);
   expect("dropout_mask", args.dropout_mask, dtype, state, Need::optional);
   expect("zoneout_mask_h", args.zoneout_mask_h, DType::uint8, sequence, Need::optional);
   expect("zoneout_mask_c", args.zoneout_mask_c, DType::uint8, sequence, Need::optional);
   expect("y", args.y, dtype, sequence, required_at_run(stage));
   expect("h_n", args.h_n, dtype, state, required_at_run(stage));
-  expect("c_n", args.c_n, dtype, state, required_at_run(stage));
+  expect("c_n", args.c_n, cell_dtype, state, required_at_run(stage));
   expect("gates", args.gates, dtype, joined({shape.steps, shape.batch, w[0]}, spatial), Need::optional);
-  expect("c", args.c, dtype, sequence, Need::optional);
+  expect("c", args.c, cell_dtype, sequence, Need::optional);
   return shape;
 }
 
 ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
   const ConvLstmShape shape = validate(static_cast<const ConvLstmForward&>(args), Stage::plan);
+  const DType cell_dtype = state_dtype(shape.dtype);
   const Shape state = {shape.batch, shape.channels, shape.input.out[0], shape.input.out[1]};
   const Shape sequence = joined({shape.steps}, state);
   expect("y", args.y, shape.dtype, sequence, required_at_run(stage));
-  expect("c", args.c, shape.dtype, sequence, required_at_run(stage));
+  expect("c", args.c, cell_dtype, sequence, required_at_run(stage));
   expect("dy", args.dy, shape.dtype, sequence, Need::optional);
   expect("dh_n", args.dh_n, shape.dtype, state, Need::optional);
-  expect("dc_n", args.dc_n, shape.dtype, state, Need::optional);
+  expect("dc_n", args.dc_n, cell_dtype, state, Need::optional);
   expect("dx", args.dx, shape.dtype, args.x.shape, Need::optional);
   expect("dweight_ih", args.dweight_ih, shape.dtype, args.weight_ih.shape, Need::optional);
   expect("dweight_hh", args.dweight_hh, shape.dtype, args.weight_hh.shape, Need::optional);
   if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
   if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
   expect("dh_0", args.dh_0, shape.dtype, state, required_at_run(stage));
-  expect("dc_0", args.dc_0, shape.dtype, state, required_at_run(stage));
+  expect("dc_0", args.dc_0, cell_dtype, state, required_at_run(stage));
   return shape;
+}
+
+void validate(const backend::Update& args) {
+  const auto expect_list = [&](const std::string& name, const std::vector<Tensor>& list, bool slot) {
+    if (slot && list.empty()) return;
+    if (list.size() != args.values.size()) {
+      value_error(name, std::to_string(args.values.size()) + " arrays, one for each parameter",
+                  std::to_string(list.size()));
+    }
+    for (size_t i = 0; i < list.size(); ++i) {
+      const Tensor& value = args.values[i];
+      expect(name + "[" + std::to_string(i) + "]", list[i], slot ? state_dtype(value.dtype) : value.dtype, value.shape,
+             Need::required);
+    }
+  };
+  const bool adam = args.rule == UpdateRule::adam;
+  expect_list("gradients", args.gradients, false);
+  expect_list(adam ? "means" : "velocities", args.first, true);
+  expect_list("squares", args.second, true);
+  if (args.first.empty() && !args.values.empty() && (adam || args.parameters.momentum != 0.0)) {
+    type_error(adam ? "means" : "velocities", "arrays", "none");
+  }
+  if (adam && args.second.empty() && !args.values.empty()) type_error("squares", "arrays", "none");
+  if (args.norm.present) expect_one("norm", args.norm, DType::float64);
+  if (args.step.present) expect_one("step", args.step, DType::int64);
 }
 
 }  // namespace fusecell

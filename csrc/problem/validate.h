@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "problem/backend.h"
 #include "problem/conv_lstm.h"
 #include "problem/convolution.h"
 #include "problem/lstm_gates.h"
@@ -25,8 +26,11 @@ ConvLstmShape validate(const ConvLstmBackward& args, Stage stage);
 ActivationParameters<double> activation_parameters(double slope, double alpha, double at_zero);
 void expect_rate(const std::string& name, double rate);
 
-// For the elementwise ops: a floating tensor, and one of the same dtype and shape.
+void validate(const backend::Update& args);
+
+// For the elementwise ops: a floating tensor, one of the same dtype and shape, and a single number.
 void expect_floating(const std::string& name, const Tensor& tensor);
+void expect_one(const std::string& name, const Tensor& tensor, DType dtype);
 void expect_like(const std::string& name, const Tensor& tensor, const Tensor& other, const std::string& other_name);
 
 }  // namespace fusecell

@@ -1,13 +1,18 @@
 """From arrays to a backend: describes memory, allocates outputs, picks the module that computes.
 
-Everything that calls the compiled core goes through here: `ops` with NumPy arrays, and each framework's adapter with
-its own tensors. Nothing here knows what an op means; the rules about arguments are the core's.
+Everything that calls the compiled core goes through here: `ops` with NumPy and CuPy arrays, and each framework's
+adapter with its own tensors. Nothing here knows what an op means; the rules about arguments are the core's.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,14 +23,105 @@ from fusecell._typing import Array
 Descriptor = tuple[int, tuple[int, ...], str]
 """Where an array lies, its shape, the name of its dtype: C-contiguous, native byte order."""
 
+LaunchFields = tuple[int, int, int, int, int]
+"""Scratch memory and its bytes, threads, number of the GPU, its stream."""
+
 POISON = os.environ.get("FUSECELL_POISON", "") not in ("", "0")
 """With FUSECELL_POISON=1 every output and scratch buffer starts as NaN, so that a value nobody wrote shows itself."""
+
+REBUILD = "FUSECELL_CUDA=on pip install --no-cache-dir --force-reinstall --no-binary fusecell fusecell"
+"""Builds the CUDA kernels. pip would take a wheel without them from its cache."""
+
+_host_backend: ContextVar[str] = ContextVar("fusecell_host_backend", default="cpu")
 
 
 class SilentCopyError(RuntimeError):
     """An array that must be described in place is not contiguous: a mistake in the caller, never in the user."""
 
 
+class NoCudaKernelsError(RuntimeError):
+    """An array on a GPU, but this build of fusecell has no CUDA kernels, or they cannot be loaded."""
+
+
+# -------------------------------------------------------------------------------------------------------- places
+@dataclass(frozen=True)
+class Place:
+    """Where arrays lie, which says who computes on them: "cpu", "cuda", or "emulated" (CUDA's kernels on the host)."""
+
+    backend: str = "cpu"
+    device: int = 0
+
+    def __str__(self) -> str:
+        return f"GPU {self.device}" if self.backend == "cuda" else "the CPU"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the host cannot read the memory."""
+        return self.backend == "cuda"
+
+    @property
+    def namespace(self) -> Any:
+        """The array library: NumPy or CuPy."""
+        return importlib.import_module("cupy") if self.on_gpu else np
+
+    @property
+    def module(self) -> ModuleType:
+        """The compiled backend. Raises NoCudaKernelsError."""
+        return _cpu if self.backend == "cpu" else _load(self.backend)
+
+    @property
+    def stream(self) -> int:
+        """CuPy's current stream there; 0 on the host."""
+        return int(self.namespace.cuda.get_current_stream(self.device).ptr) if self.on_gpu else 0
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Within it the array library allocates here."""
+        context: AbstractContextManager[Any] = self.namespace.cuda.Device(self.device) if self.on_gpu else nullcontext()
+        return context
+
+
+def _load(backend: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"fusecell._{backend}")
+    except ImportError as error:
+        reason = str(_cpu.build_info()["cuda"]) if error.name == f"fusecell._{backend}" else str(error)
+        raise NoCudaKernelsError(
+            f"arrays: expected NumPy arrays, since this fusecell has no kernels for others ({reason}); "
+            f"to build them: {REBUILD}"
+        ) from None
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Within it NumPy arrays are computed on by another backend of host memory: "emulated", for tests."""
+    token = _host_backend.set(backend)
+    try:
+        yield
+    finally:
+        _host_backend.reset(token)
+
+
+def place_of_array(array: Any) -> Place:
+    """Where one NumPy or CuPy array lies."""
+    return Place(_host_backend.get()) if isinstance(array, np.ndarray) else Place("cuda", int(array.device.id))
+
+
+def place_of(arrays: Mapping[str, Any]) -> Place:
+    """Where the arrays lie, None being none. Raises ValueError if they do not lie together."""
+    found: Place | None = None
+    first = ""
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        place = place_of_array(array)
+        if found is None:
+            found, first = place, name
+        elif place != found:
+            raise ValueError(f"{name}: expected an array on {found}, as {first} is, got one on {place}")
+    return found or Place(_host_backend.get())
+
+
+# ------------------------------------------------------------------------------------------------- build and threads
 def version() -> str:
     """The version that was compiled in."""
     return str(_cpu.build_info()["version"])
@@ -50,24 +146,30 @@ def get_num_threads() -> int:
     return int(_cpu.get_num_threads())
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+# ------------------------------------------------------------------------------------------------------------ memory
+def empty(shape: tuple[int, ...], dtype: Any, place: Place) -> Array:
     """An uninitialised output; NaN throughout (255 for uint8) in poison mode."""
-    array = np.empty(shape, dtype)
-    if POISON:
-        array.reshape(-1).view(np.uint8).fill(0xFF)
+    with place.active():
+        array: Array = place.namespace.empty(shape, dtype)
+        if POISON:
+            array.reshape(-1).view(np.uint8).fill(0xFF)
     return array
 
 
-def scratch(nbytes: int) -> Array:
-    """Working memory for one call."""
-    return empty((max(nbytes, 1),), np.uint8)
+def pointer(array: Any) -> int:
+    """Where an array's first element lies."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def describe(array: Array) -> Descriptor:
     """The descriptor of an array that is contiguous already."""
-    if not (array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative):
+    if not array.flags.c_contiguous or (isinstance(array, np.ndarray) and not _is_plain(array)):
         raise SilentCopyError("an array that is not contiguous, aligned and native reached the core")
-    return array.ctypes.data, array.shape, array.dtype.name
+    return pointer(array), array.shape, array.dtype.name
+
+
+def _is_plain(array: Array) -> bool:
+    return array.flags.aligned and array.dtype.isnative
 
 
 def describe_all(arrays: Mapping[str, Array | None]) -> dict[str, Descriptor]:
@@ -75,9 +177,19 @@ def describe_all(arrays: Mapping[str, Array | None]) -> dict[str, Descriptor]:
     return {name: describe(array) for name, array in arrays.items() if array is not None}
 
 
+@contextmanager
+def _launch(place: Place, scratch_bytes: int = 0) -> Iterator[LaunchFields]:
+    """What a call is told of where it runs. The scratch lives as long; its stream orders who gets the memory next."""
+    space = empty((scratch_bytes,), np.uint8, place) if scratch_bytes else None
+    at = 0 if space is None else pointer(space)
+    yield at, scratch_bytes, get_num_threads(), place.device, place.stream
+
+
+# ------------------------------------------------------------------------------------------------------------- calls
 def plan(op: str, arrays: Mapping[str, Array | None], options: Mapping[str, Any]) -> dict[str, Any]:
     """Check the inputs of an op and say the shapes of its outputs. Raises ValueError, TypeError, MemoryError."""
-    return dict(getattr(_cpu, f"{op}_plan")(describe_all(arrays), dict(options), False, get_num_threads()))
+    module = place_of(arrays).module
+    return dict(getattr(module, f"{op}_plan")(describe_all(arrays), dict(options), False, get_num_threads()))
 
 
 def run(
@@ -87,19 +199,38 @@ def run(
     gradients: Mapping[str, Array | None] | None = None,
 ) -> None:
     """Run an op forward into the outputs among `arrays`, or backward into those among `gradients`, if there are any."""
-    backward, threads = gradients is not None, get_num_threads()
-    forward, chosen = describe_all(arrays), dict(options)
-    space = scratch(getattr(_cpu, f"{op}_plan")(forward, chosen, backward, threads)["scratch"])
-    function = getattr(_cpu, f"{op}_backward" if backward else f"{op}_forward")
-    function({**forward, **describe_all(gradients or {})}, chosen, (space.ctypes.data, space.nbytes, threads))
+    backward = gradients is not None
+    everything = {**arrays, **(gradients or {})}
+    place, forward, chosen = place_of(everything), describe_all(arrays), dict(options)
+    needed = getattr(place.module, f"{op}_plan")(forward, chosen, backward, get_num_threads())["scratch"]
+    function = getattr(place.module, f"{op}_backward" if backward else f"{op}_forward")
+    with _launch(place, needed) as launch:
+        function(describe_all(everything), chosen, launch)
 
 
-def call(function: str, *arguments: Any) -> Any:
-    """Call one of the core's elementwise functions: arrays become descriptors, the number of threads goes last."""
-    described = [describe(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    return getattr(_cpu, function)(*described, get_num_threads())
+def _described(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [describe(array) for array in argument]
+    return describe(argument) if hasattr(argument, "shape") else argument
 
 
-def call_list(function: str, arrays: list[Array], *arguments: Any) -> Any:
-    """As `call`, with a list of arrays as the first argument."""
-    return getattr(_cpu, function)([describe(a) for a in arrays], *arguments, get_num_threads())
+def call(function: str, place: Place, *arguments: Any, scratch_bytes: int = 0) -> Any:
+    """Call one of the core's elementwise functions: arrays, and lists of them, become descriptors."""
+    with _launch(place, scratch_bytes) as launch:
+        return getattr(place.module, function)(*map(_described, arguments), launch)
+
+
+def norm(arrays: Sequence[Array], norm_type: float, place: Place, *, numbers_only: bool = False) -> Array:
+    """The norm of all the arrays together: float64 [1], where they lie."""
+    listed = list(arrays)
+    out = empty((1,), np.float64, place)
+    needed = place.module.norm_scratch(_described(listed))
+    call("norm", place, listed, norm_type, numbers_only, out, scratch_bytes=needed)
+    return out
+
+
+def read_number(array: Array, place: Place) -> float:
+    """The one number in an array. Waits for the GPU. Raises RuntimeError while a graph is being captured."""
+    if place.backend != "cpu":
+        place.module.expect_no_capture("error_if_nonfinite", place.device, place.stream)
+    return float(array.item())

@@ -4,19 +4,22 @@
     layer.backward(dy)
     norm = optimizer.step(layer.gradients())
 
-Clipping works on the gradient arrays themselves (in place): by value first, then by the norm over all of them.
+Clipping is by value first (in place, in the gradient arrays), then by the norm over all of them, which happens as the
+update reads them: their arrays stay as they are. On a GPU nothing waits for the norm.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from fusecell import ops
 from fusecell._typing import Array
 from fusecell.layers.base import check_like
+from fusecell.ops.clipping import Number
 
 
 class Optimizer(ABC):
@@ -45,19 +48,20 @@ class Optimizer(ABC):
         self.steps = 0
         self._slots: dict[str, dict[str, Array]] = {}
 
-    def step(self, gradients: Mapping[str, Array]) -> float | None:
+    def step(self, gradients: Mapping[str, Array]) -> Number | None:
         """Update every parameter once. Returns the global 2-norm before clipping, or None if nothing clips.
 
-        gradients: exactly the parameters' names, shapes and dtypes; clipped in place.
+        gradients: exactly the parameters' names, shapes and dtypes. The norm is a float, on a GPU an array there.
         Raises KeyError, ValueError or TypeError for a mismatch, and FloatingPointError for a norm that is not finite
         if error_if_nonfinite; then nothing has changed.
         """
         check_like(self.parameters, gradients, "gradients")
-        norm = self._clip([gradients[name] for name in self.parameters])
+        listed = [gradients[name] for name in self.parameters]
+        before, norm = self._clip(listed)
         self.steps += 1
-        for name, parameter in self.parameters.items():
-            self._update(name, parameter, gradients[name])
-        return norm
+        clipping = {} if norm is None else {"norm": norm, "max_norm": self.clip_norm}
+        self._update(list(self.parameters.values()), listed, clipping)
+        return before
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all that a resumed run needs: "steps", "lr" and the slots as "<slot>.<parameter>"."""
@@ -76,27 +80,29 @@ class Optimizer(ABC):
         self.steps, self.lr = int(state["steps"]), float(state["lr"])
 
     @abstractmethod
-    def _update(self, name: str, parameter: Array, gradient: Array) -> None:
-        """Write one parameter's new value into it. `steps` already counts this step."""
+    def _update(self, parameters: list[Array], gradients: list[Array], clipping: dict[str, Any]) -> None:
+        """Write the parameters' new values into them. `steps` already counts this step."""
 
     def _new_slot(self) -> dict[str, Array]:
         return {name: np.zeros_like(array) for name, array in self.parameters.items()}
 
-    def _clip(self, gradients: list[Array]) -> float | None:
-        if self.clip_value is None and self.clip_norm is not None:
-            strict = self.error_if_nonfinite
-            return ops.clip_by_global_norm_(gradients, self.clip_norm, error_if_nonfinite=strict)
-        if self.clip_value is None and not self.error_if_nonfinite:
-            return None
-        norm = ops.global_norm(gradients)
-        if self.error_if_nonfinite and not np.isfinite(norm):
-            raise FloatingPointError(f"gradients: expected a finite norm, got {norm}")
-        if self.clip_value is None:
-            return None
-        ops.clip_by_value_(gradients, self.clip_value)
-        if self.clip_norm is not None:
-            ops.clip_by_global_norm_(gradients, self.clip_norm)
-        return norm
+    def _slot(self, name: str) -> list[Array]:
+        slot = self._slots.get(name, {})
+        return [slot[parameter] for parameter in slot]
+
+    def _clip(self, gradients: list[Array]) -> tuple[Number | None, Number | None]:
+        """Clip by value. Returns the norm before that, to report, and the norm to clip by as the update reads."""
+        reports = self.clip_value is not None or self.error_if_nonfinite
+        before = ops.global_norm(gradients) if reports or self.clip_norm is not None else None
+        if self.error_if_nonfinite and not np.isfinite(float(before)):  # type: ignore[arg-type]
+            raise FloatingPointError(f"gradients: expected a finite norm, got {float(before)}")  # type: ignore[arg-type]
+        norm = before
+        if self.clip_value is not None:
+            ops.clip_by_value_(gradients, self.clip_value)
+            norm = None if self.clip_norm is None else ops.global_norm(gradients)
+        elif self.clip_norm is None:
+            return None, None
+        return before, norm
 
 
 class SGD(Optimizer):
@@ -128,14 +134,11 @@ class SGD(Optimizer):
         if momentum > 0.0:
             self._slots["velocity"] = self._new_slot()
 
-    def _update(self, name: str, parameter: Array, gradient: Array) -> None:
-        step = gradient + self.weight_decay * parameter if self.weight_decay else gradient
-        if self.momentum > 0.0:
-            velocity = self._slots["velocity"][name]
-            velocity *= self.momentum
-            velocity += step
-            step = step + self.momentum * velocity if self.nesterov else velocity
-        parameter -= self.lr * step
+    def _update(self, parameters: list[Array], gradients: list[Array], clipping: dict[str, Any]) -> None:
+        ops.sgd_update_(
+            parameters, gradients, self._slot("velocity"), lr=self.lr, momentum=self.momentum,
+            nesterov=self.nesterov, weight_decay=self.weight_decay, **clipping,
+        )  # fmt: skip
 
 
 class Adam(Optimizer):
@@ -168,16 +171,8 @@ class Adam(Optimizer):
         self.betas, self.eps, self.decoupled = (float(betas[0]), float(betas[1])), float(eps), decoupled
         self._slots = {"mean": self._new_slot(), "square": self._new_slot()}
 
-    def _update(self, name: str, parameter: Array, gradient: Array) -> None:
-        mean, square = self._slots["mean"][name], self._slots["square"][name]
-        (first, second), t = self.betas, self.steps
-        if self.weight_decay and self.decoupled:
-            parameter *= 1.0 - self.lr * self.weight_decay
-        elif self.weight_decay:
-            gradient = gradient + self.weight_decay * parameter
-        mean *= first
-        mean += (1.0 - first) * gradient
-        square *= second
-        square += (1.0 - second) * np.square(gradient)
-        root = np.sqrt(square / (1.0 - second**t)) + self.eps
-        parameter -= self.lr / (1.0 - first**t) * mean / root
+    def _update(self, parameters: list[Array], gradients: list[Array], clipping: dict[str, Any]) -> None:
+        ops.adam_update_(
+            parameters, gradients, self._slot("mean"), self._slot("square"), step=self.steps, lr=self.lr,
+            betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, decoupled=self.decoupled, **clipping,
+        )  # fmt: skip

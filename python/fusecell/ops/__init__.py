@@ -1,9 +1,13 @@
-"""The functional API: every op of fusecell, forward and backward, on NumPy arrays.
+"""The functional API: every op of fusecell, forward and backward, on NumPy arrays and on arrays on a GPU.
 
-Arrays that are computed on share one dtype, float32 or float64. Any strides are accepted: an input that is not
-C-contiguous, aligned and in native byte order is copied first (in-place ops copy the result back). Outputs are new
-arrays. A bad argument raises TypeError or ValueError that names it, says what was expected and what came, and nothing
-is changed. `fusecell.reference` holds the definition of each op in plain NumPy; the formulas are those of
+NumPy arrays are computed on by the CPU; CuPy arrays, and any that speak DLPack or __cuda_array_interface__, by the GPU
+they lie on, on CuPy's current stream; results are arrays of the same library, from a GPU CuPy's.
+
+Arrays that are computed on share one dtype: float32 or float64; on a GPU bfloat16 and float16, too, with sums in
+float32, and cell states (c, c_0, c_n and their gradients) that are float32 arrays. Any strides are accepted: an input
+that is not C-contiguous, aligned and in native byte order is copied first (in-place ops copy the result back). Outputs
+are new arrays. A bad argument raises TypeError or ValueError that names it, says what was expected and what came, and
+nothing is changed. `fusecell.reference` holds the definition of each op in plain NumPy; the formulas are those of
 Shi et al. 2015 (ConvLSTM), Gers and Schmidhuber 2000 (peepholes), Krueger et al. 2016 (zoneout).
 
 Options of the cell, the same for every op that has one (keyword only):
@@ -40,12 +44,14 @@ from fusecell.ops.conv_lstm import (
 )
 from fusecell.ops.lstm_gates import SavedGates, lstm_gates_backward, lstm_gates_forward
 from fusecell.ops.masks import bernoulli
+from fusecell.ops.updates import adam_update_, sgd_update_
 
 __all__ = [
     "SavedConvLSTM",
     "SavedGates",
     "activation_backward",
     "activation_forward",
+    "adam_update_",
     "bernoulli",
     "clip_by_global_norm_",
     "clip_by_norm_",
@@ -60,6 +66,7 @@ __all__ = [
     "global_norm",
     "lstm_gates_backward",
     "lstm_gates_forward",
+    "sgd_update_",
     "softmax_backward",
     "softmax_forward",
 ]

@@ -9,18 +9,41 @@ from typing import Any
 
 import numpy as np
 
+from fusecell._extras import require
 from fusecell._typing import Array
 
 
 def as_array(name: str, value: Any) -> Array:
-    """The array itself, or a copy of it that is C-contiguous, aligned and native."""
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+    """The array itself, or a copy of it that is C-contiguous, aligned and native. From a GPU: a CuPy array."""
+    if not isinstance(value, np.ndarray):
+        return _from_gpu(name, value)
+    if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(value).__module__}.{type(value).__qualname__}")
     if value.dtype.hasobject or value.dtype.fields is not None:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
     if value.flags.c_contiguous and value.flags.aligned and value.dtype.isnative:
         return value
     return np.array(value, dtype=value.dtype.newbyteorder("="), order="C", copy=True)
+
+
+_CUDA_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+
+
+def _from_gpu(name: str, value: Any) -> Array:
+    """What lies on a GPU, as a contiguous CuPy array of the same memory where that is possible."""
+    kind = type(value)
+    of_cupy = kind.__module__.partition(".")[0] == "cupy" and hasattr(value, "flags")
+    speaks_dlpack = hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _CUDA_DEVICES
+    if not (of_cupy or speaks_dlpack or hasattr(kind, "__cuda_array_interface__")):
+        raise TypeError(
+            f"{name}: expected a NumPy array or an array on a GPU, got {kind.__module__}.{kind.__qualname__}"
+        )
+    cupy = require("cupy", "an array on a GPU")
+    if not of_cupy:
+        value = cupy.from_dlpack(value) if speaks_dlpack else cupy.asarray(value)
+    with value.device:
+        array: Array = cupy.ascontiguousarray(value)
+    return array
 
 
 def as_optional_array(name: str, value: Any) -> Array | None:
@@ -102,10 +125,12 @@ def convolution_options(stride: Any, dilation: Any, padding: Any) -> dict[str, A
     return {"stride": as_pair("stride", stride), "dilation": as_pair("dilation", dilation), **padding_options(padding)}
 
 
-def as_lengths(value: Any) -> Array | None:
-    """[B] int64, contiguous."""
+def as_lengths(value: Any, x: Array) -> Array | None:
+    """[B] int64, contiguous, where x lies. Those that are on a GPU already are not read: above T counts as T."""
     if value is None:
         return None
+    if hasattr(type(value), "__cuda_array_interface__"):
+        return as_array("lengths", value)
     try:
         array = np.asarray(value)
     except ValueError:
@@ -116,17 +141,25 @@ def as_lengths(value: Any) -> Array | None:
         raise TypeError(f"lengths: expected integers of 64 bits, got {array.dtype}")
     if array.size and int(array.max()) > 2**62:
         raise ValueError(f"lengths: expected at most the number of steps, got {array.max()}")
-    return np.asarray(array, np.int64, order="C")
+    array = np.asarray(array, np.int64, order="C")
+    if isinstance(x, np.ndarray):
+        return array
+    outside = [int(n) for n in array.reshape(-1) if not 0 <= n <= x.shape[0]]
+    if outside:
+        raise ValueError(f"lengths: expected values from 0 to {x.shape[0]}, got {outside[0]}")
+    with x.device:
+        on_gpu: Array = require("cupy", "an array on a GPU").asarray(array)
+    return on_gpu
 
 
 def as_mask(name: str, value: Any) -> Array | None:
-    """uint8 of 0 and 1."""
+    """uint8 of 0 and 1. Those on a GPU are not read: what is not 0 counts as 1."""
     if value is None:
         return None
     array = as_array(name, value)
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
-    if array.dtype == np.uint8 and array.size and array.max() > 1:
+    if isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.size and array.max() > 1:
         raise ValueError(f"{name}: expected only 0 and 1, got {array.max()}")
     return array
 

@@ -15,9 +15,10 @@ def activation_forward(name: str, x: Array, *, slope: float = 0.01, alpha: float
     Raises TypeError, ValueError.
     """
     x = as_array("x", x)
-    y = _dispatch.empty(x.shape, x.dtype)
+    place = _dispatch.place_of({"x": x})
+    y = _dispatch.empty(x.shape, x.dtype, place)
     _dispatch.call(
-        "activation_forward", as_name("name", name), x, y, as_number("slope", slope), as_number("alpha", alpha)
+        "activation_forward", place, as_name("name", name), x, y, as_number("slope", slope), as_number("alpha", alpha)
     )
     return y
 
@@ -31,23 +32,26 @@ def activation_backward(
     Raises TypeError, ValueError.
     """
     x, y, dy = as_array("x", x), as_array("y", y), as_array("dy", dy)
-    dx = _dispatch.empty(x.shape, x.dtype)
+    place = _dispatch.place_of({"x": x, "y": y, "dy": dy})
+    dx = _dispatch.empty(x.shape, x.dtype, place)
     parameters = as_number("slope", slope), as_number("alpha", alpha), as_number("at_zero", at_zero)
-    _dispatch.call("activation_backward", as_name("name", name), x, y, dy, dx, *parameters)
+    _dispatch.call("activation_backward", place, as_name("name", name), x, y, dy, dx, *parameters)
     return dx
 
 
 def softmax_forward(x: Array, axis: int = -1) -> Array:
     """Softmax along an axis, shifted by the largest value so that it cannot overflow. Raises TypeError, ValueError."""
     x = as_array("x", x)
-    y = _dispatch.empty(x.shape, x.dtype)
-    _dispatch.call("softmax_forward", x, y, as_integer("axis", axis))
+    place = _dispatch.place_of({"x": x})
+    y = _dispatch.empty(x.shape, x.dtype, place)
+    _dispatch.call("softmax_forward", place, x, y, as_integer("axis", axis))
     return y
 
 
 def softmax_backward(y: Array, dy: Array, axis: int = -1) -> Array:
     """dx = y (dy - Σ y dy) of y = softmax(x) along the axis. Raises TypeError, ValueError."""
     y, dy = as_array("y", y), as_array("dy", dy)
-    dx = _dispatch.empty(y.shape, y.dtype)
-    _dispatch.call("softmax_backward", y, dy, dx, as_integer("axis", axis))
+    place = _dispatch.place_of({"y": y, "dy": dy})
+    dx = _dispatch.empty(y.shape, y.dtype, place)
+    _dispatch.call("softmax_backward", place, y, dy, dx, as_integer("axis", axis))
     return dx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from fusecell import _dispatch
 from fusecell._typing import Array, Padding, Pair
@@ -22,9 +23,14 @@ def conv2d_forward(
 
     Raises TypeError, ValueError.
     """
-    arrays = {"x": as_array("x", x), "weight": as_array("weight", weight), "bias": as_optional_array("bias", bias)}
+    arrays: dict[str, Any] = {
+        "x": as_array("x", x),
+        "weight": as_array("weight", weight),
+        "bias": as_optional_array("bias", bias),
+    }
     options = convolution_options(stride, dilation, padding)
-    y = _dispatch.empty(tuple(_dispatch.plan("conv2d", arrays, options)["y"]), x.dtype.newbyteorder("="))
+    shape = tuple(_dispatch.plan("conv2d", arrays, options)["y"])
+    y = _dispatch.empty(shape, arrays["x"].dtype, _dispatch.place_of(arrays))
     _dispatch.run("conv2d", {**arrays, "y": y}, options)
     return y
 
@@ -48,7 +54,7 @@ def conv2d_backward(
     options = convolution_options(stride, dilation, padding)
     _dispatch.plan("conv2d", arrays, options)
     shapes = {"x": arrays["x"].shape, "weight": arrays["weight"].shape, "bias": (weight.shape[0],)}
-    dtype = arrays["x"].dtype
-    outputs = {f"d{name}": _dispatch.empty(shape, dtype) for name, shape in shapes.items() if name in wanted}
+    dtype, place = arrays["x"].dtype, _dispatch.place_of(arrays)
+    outputs = {f"d{name}": _dispatch.empty(shape, dtype, place) for name, shape in shapes.items() if name in wanted}
     _dispatch.run("conv2d", arrays, options, {"dy": as_array("dy", dy), **outputs})
     return {name: outputs[f"d{name}"] for name in shapes if name in wanted}

@@ -79,15 +79,16 @@ def conv_lstm_forward(
     """
     if save not in ("gates", "recompute", None):
         raise ValueError(f'save: expected "gates", "recompute" or None, got {save!r}')
+    given_x = as_array("x", x)
     arrays: dict[str, Array | None] = {
-        "x": as_array("x", x),
+        "x": given_x,
         "weight_ih": as_array("weight_ih", weight_ih),
         "weight_hh": as_array("weight_hh", weight_hh),
         "bias": as_optional_array("bias", bias),
         "peephole": as_optional_array("peephole", peephole),
         "h_0": as_optional_array("h_0", h_0),
         "c_0": as_optional_array("c_0", c_0),
-        "lengths": as_lengths(lengths),
+        "lengths": as_lengths(lengths, given_x),
         "dropout_mask": as_optional_array("dropout_mask", dropout_mask),
         "zoneout_mask_h": as_mask("zoneout_mask_h", zoneout_mask_h),
         "zoneout_mask_c": as_mask("zoneout_mask_c", zoneout_mask_c),
@@ -100,16 +101,17 @@ def conv_lstm_forward(
     }
     rate = as_rate("recurrent_dropout", recurrent_dropout, below=1.0)
     seed, offset = as_integer("seed", seed, 0, 2**64 - 1), as_integer("offset", offset, 0, 2**64 - 1)
-    plan = _dispatch.plan("conv_lstm", arrays, options)
-    dtype, sequence, state = x.dtype.newbyteorder("="), tuple(plan["y"]), tuple(plan["state"])
+    plan, place = _dispatch.plan("conv_lstm", arrays, options), _dispatch.place_of(arrays)
+    dtype, cell_dtype, sequence, state = given_x.dtype, plan["cell_dtype"], tuple(plan["y"]), tuple(plan["state"])
     if as_flag("training", training):
-        draw_zoneout(arrays, options, sequence, seed, offset)
+        draw_zoneout(arrays, options, sequence, seed, offset, place)
         if rate > 0 and arrays["dropout_mask"] is None:
-            arrays["dropout_mask"] = draw_dropout(state, rate, dtype, seed, offset)
+            arrays["dropout_mask"] = draw_dropout(state, rate, dtype, seed, offset, place)
 
-    y, h_n, c_n = (_dispatch.empty(shape, dtype) for shape in (sequence, state, state))
-    c = _dispatch.empty(sequence, dtype) if save else None
-    gates = _dispatch.empty(tuple(plan["gates"]), dtype) if save == "gates" else None
+    y, h_n = (_dispatch.empty(shape, dtype, place) for shape in (sequence, state))
+    c_n = _dispatch.empty(state, cell_dtype, place)
+    c = _dispatch.empty(sequence, cell_dtype, place) if save else None
+    gates = _dispatch.empty(tuple(plan["gates"]), dtype, place) if save == "gates" else None
     outputs = {"y": y, "h_n": h_n, "c_n": c_n, "c": c, "gates": gates}
     _dispatch.run("conv_lstm", {**arrays, **outputs}, options)
     if save is None:
@@ -139,15 +141,16 @@ def conv_lstm_backward(
     given = saved.arrays
     possible = ["x", "weight_ih", "weight_hh", *(n for n in ("bias", "peephole") if given[n] is not None), "h_0", "c_0"]
     wanted = wanted_names(needs, possible)
-    x, y = given["x"], given["y"]
+    x, y, c = given["x"], given["y"], given["c"]
     assert x is not None
     assert y is not None
-    state = y.shape[1:]
-    outputs = {"dh_0": _dispatch.empty(state, x.dtype), "dc_0": _dispatch.empty(state, x.dtype)}
+    assert c is not None
+    state, place = y.shape[1:], _dispatch.place_of({"x": x})
+    outputs = {"dh_0": _dispatch.empty(state, x.dtype, place), "dc_0": _dispatch.empty(state, c.dtype, place)}
     for name in wanted - {"h_0", "c_0"}:
         like = given[name]
         assert like is not None
-        outputs[f"d{name}"] = _dispatch.empty(like.shape, like.dtype)
+        outputs[f"d{name}"] = _dispatch.empty(like.shape, like.dtype, place)
     sent = {name: as_optional_array(name, value) for name, value in (("dy", dy), ("dh_n", dh_n), ("dc_n", dc_n))}
     _dispatch.run("conv_lstm", given, saved.options, {**sent, **outputs})
     return {name: outputs[f"d{name}"] for name in possible if name in wanted}

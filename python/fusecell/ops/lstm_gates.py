@@ -55,8 +55,9 @@ def lstm_gates_forward(
 
     Returns the new h and c [B, C, ...] and what backward needs. Raises TypeError, ValueError.
     """
+    given_z = as_array("z", z)
     arrays: dict[str, Array | None] = {
-        "z": as_array("z", z),
+        "z": given_z,
         "c": as_array("c", c),
         "h": as_optional_array("h", h),
         "bias": as_optional_array("bias", bias),
@@ -66,12 +67,13 @@ def lstm_gates_forward(
     }
     options = cell_options(recurrent_activation, activation, slope, relu_at_zero, zoneout_h, zoneout_c)
     seed, offset = as_integer("seed", seed, 0, 2**64 - 1), as_integer("offset", offset, 0, 2**64 - 1)
-    _dispatch.plan("lstm_gates", arrays, options)
+    cell_dtype = _dispatch.plan("lstm_gates", arrays, options)["cell_dtype"]
     if as_flag("training", training):
-        draw_zoneout(arrays, options, c.shape, seed, offset)
+        draw_zoneout(arrays, options, c.shape, seed, offset, _dispatch.place_of(arrays))
 
-    dtype = c.dtype.newbyteorder("=")
-    h_out, c_out, gates = (_dispatch.empty(shape, dtype) for shape in (c.shape, c.shape, z.shape))
+    dtype, place = given_z.dtype, _dispatch.place_of(arrays)
+    h_out, gates = _dispatch.empty(c.shape, dtype, place), _dispatch.empty(z.shape, dtype, place)
+    c_out = _dispatch.empty(c.shape, cell_dtype, place)
     outputs = {"h_out": h_out, "c_out": c_out, "gates": gates}
     _dispatch.run("lstm_gates", {**arrays, **outputs}, options)
     return h_out, c_out, SavedGates({**arrays, "gates": gates}, options)
@@ -94,12 +96,13 @@ def lstm_gates_backward(
     z, c = given["z"], given["c"]
     assert z is not None
     assert c is not None
-    outputs = {"dz": _dispatch.empty(z.shape, z.dtype), "dc_before": _dispatch.empty(c.shape, c.dtype)}
+    place = _dispatch.place_of({"z": z})
+    outputs = {"dz": _dispatch.empty(z.shape, z.dtype, place), "dc_before": _dispatch.empty(c.shape, c.dtype, place)}
     names = {"z": "dz", "c": "dc_before", "h": "dh_before", "bias": "dbias", "peephole": "dpeephole"}
     for name in wanted - {"z", "c"}:
-        like = c if name == "h" else given[name]
+        like = given[name] if name != "h" else c
         assert like is not None
-        outputs[names[name]] = _dispatch.empty(like.shape, like.dtype)
+        outputs[names[name]] = _dispatch.empty(like.shape, z.dtype, place)
     sent = {"dh": as_optional_array("dh", dh), "dc": as_optional_array("dc", dc)}
     _dispatch.run("lstm_gates", given, saved.options, {**sent, **outputs})
     return {name: outputs[names[name]] for name in possible if name in wanted}

@@ -3,7 +3,7 @@
 Written to be read and to be right, not to be fast. It shares no code with the rest of fusecell, so that
 an error of the kernels cannot hide in it; every faster backend is tested against it. Names and signatures
 are those of ``fusecell.ops`` with three differences: arguments of any real dtype are taken and float64
-comes out, there is no ``save``, and the clip family is pure (new arrays come back, with the norms).
+comes out, there is no ``save``, and the clip family and the updates are pure (new arrays come back).
 
 One step of the cell, ``*`` a cross-correlation, every other product elementwise, (h', c') the state
 before the step:
@@ -33,6 +33,7 @@ from ._gates import lstm_gates_backward, lstm_gates_forward
 from ._options import GateOptions, SequenceOptions, StepOptions
 from ._philox import bernoulli
 from ._sequence import conv_lstm_backward, conv_lstm_forward, conv_lstm_step_backward, conv_lstm_step_forward
+from ._updates import adam_update_, sgd_update_
 
 __all__ = [
     "GateOptions",
@@ -40,6 +41,7 @@ __all__ = [
     "StepOptions",
     "activation_backward",
     "activation_forward",
+    "adam_update_",
     "bernoulli",
     "clip_by_global_norm_",
     "clip_by_norm_",
@@ -54,6 +56,7 @@ __all__ = [
     "global_norm",
     "lstm_gates_backward",
     "lstm_gates_forward",
+    "sgd_update_",
     "softmax_backward",
     "softmax_forward",
 ]

@@ -11,7 +11,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-namespace fusecell::cpu {
+namespace fusecell {
 
 class Arena {
  public:
@@ -47,4 +47,4 @@ class Arena {
   int64_t used_ = 0;
 };
 
-}  // namespace fusecell::cpu
+}  // namespace fusecell

@@ -1,0 +1,46 @@
+// The CPU's threads and instruction sets.
+
+#include <pybind11/stl.h>
+
+#include "bindings/extras.h"
+#include "cpu/isa.h"
+#include "cpu/thread_pool.h"
+
+namespace fusecell::bindings {
+namespace {
+
+namespace py = pybind11;
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = FUSECELL_VERSION;
+  info["compiler"] = FUSECELL_COMPILER;
+  info["sanitize"] = FUSECELL_SANITIZE;
+  info["cuda"] = FUSECELL_CUDA_BUILD;
+  info["isa"] = cpu::kernels().name;
+  info["isas_built"] = cpu::built_isas();
+  info["isas_usable"] = cpu::usable_isas();
+  info["default_num_threads"] = cpu::default_num_threads();
+  return info;
+}
+
+py::dict pool_statistics() {
+  const auto statistics = cpu::pool_statistics();
+  py::dict result;
+  result["parallel_regions"] = statistics.parallel_regions;
+  result["most_workers"] = statistics.most_workers;
+  return result;
+}
+
+}  // namespace
+
+void define_extras(py::module_& m) {
+  cpu::kernels();  // a bad FUSECELL_ISA is an error at import
+  m.def("set_num_threads", &cpu::set_num_threads);
+  m.def("get_num_threads", &cpu::num_threads);
+  m.def("pool_statistics", &pool_statistics);
+  m.def("reset_pool_statistics", &cpu::reset_pool_statistics);
+  m.def("build_info", &build_info);
+}
+
+}  // namespace fusecell::bindings

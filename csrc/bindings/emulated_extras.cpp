@@ -1,0 +1,33 @@
+// The emulation's controls, for tests: which engine, when copies arrive, in which order threads run.
+
+#include "bindings/extras.h"
+#include "bindings/gpu.h"
+#include "emulation/controls.h"
+
+namespace fusecell::bindings {
+
+void define_extras(pybind11::module_& m) {
+  namespace py = pybind11;
+  define_gpu(m);
+  // As the environment variable FUSECELL_EMULATION has it, and whether a graph is being captured.
+  m.def("set_controls", [](const std::string& text, bool capturing) {
+    emulation::Controls controls = emulation::parse_controls(text);
+    controls.capturing = capturing;
+    emulation::set_controls(controls);
+  });
+  m.def("statistics", [] {
+    const auto statistics = emulation::statistics();
+    py::dict result;
+    result["launches"] = statistics.launches;
+    result["blocks"] = statistics.blocks;
+    result["barriers"] = statistics.barriers;
+    result["shuffles"] = statistics.shuffles;
+    result["async_copies"] = statistics.async_copies;
+    return result;
+  });
+  m.def("launched_kernels", &emulation::launched_kernels);
+  m.def("last_fault", &emulation::last_fault);
+  m.def("reset_statistics", &emulation::reset_statistics);
+}
+
+}  // namespace fusecell::bindings

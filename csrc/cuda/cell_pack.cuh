@@ -1,0 +1,184 @@
+#pragma once
+// The pointwise tier on kPack neighbouring pixels of one channel: 16 bytes of every tensor. The gates op and the
+// endings of the fused steps all go through here.
+
+#include "cell/gates.h"
+#include "cuda/device.cuh"
+
+namespace fusecell::cuda {
+
+// The cell's options, uniform over a launch. Parameters are [4C], [3C] or, per pixel, [4C, P], [3C, P]; null: none.
+template <class S>
+struct CellArgs {
+  using A = Accumulate<S>;
+  CellFlags flags;
+  Activation gate_kind, state_kind;
+  ActivationParameters<A> activation;
+  A zoneout_h, zoneout_c;  // used where there is no mask
+  const S *bias, *peephole;
+  bool bias_per_pixel, peephole_per_pixel;
+  bool whole;  // 16-byte accesses are possible: the pixels are a multiple of kPack, the tensors aligned
+  int64_t channels, pixels;
+};
+
+template <class S>
+FUSECELL_DEVICE SigmoidTanh<Accumulate<S>> policy(const CellArgs<S>&, const SigmoidTanh<Accumulate<S>>*) {
+  return {};
+}
+template <class S>
+FUSECELL_DEVICE AnyActivation<Accumulate<S>> policy(const CellArgs<S>& cell, const AnyActivation<Accumulate<S>>*) {
+  return {cell.gate_kind, cell.state_kind, cell.activation};
+}
+
+// Row `row` of a parameter, at pixels p and on.
+template <class S, int V, class A>
+FUSECELL_DEVICE void load_parameter(const S* parameter, bool per_pixel, int64_t row, int64_t pixels, int64_t p,
+                                    const Span& span, A (&to)[V]) {
+  if (!parameter) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) to[j] = A(0);
+  } else if (per_pixel) {
+    load(parameter + row * pixels + p, span, to);
+  } else {
+    const A value = widen(parameter[row]);
+#pragma unroll
+    for (int j = 0; j < V; ++j) to[j] = value;
+  }
+}
+
+// The share of the old state that is kept: a mask's 0 or 1, or the rate.
+template <int V, class A>
+FUSECELL_DEVICE void load_share(const uint8_t* mask, A rate, const Span& span, A (&to)[V]) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) to[j] = mask ? A(j < span.count && mask[j] != 0) : rate;
+}
+
+template <class T, int V, class A>
+FUSECELL_DEVICE void load_or_zero(const T* from, const Span& span, A (&to)[V]) {
+  if (from) {
+    load(from, span, to);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) to[j] = A(0);
+  }
+}
+
+template <class T, int V, class A>
+FUSECELL_DEVICE void store_if(T* to, const Span& span, const A (&from)[V]) {
+  if (to) store(to, span, from);
+}
+
+template <class T>
+FUSECELL_DEVICE T* shifted(T* base, int64_t by) {
+  return base ? base + by : nullptr;
+}
+
+// What forward and backward both read at (channel, p), already pointing at it; null: zero, or not needed.
+template <class S>
+struct CellInputs {
+  const Accumulate<S>* c;
+  const S* h;  // only zoneout reads it
+  const uint8_t *zoneout_mask_h, *zoneout_mask_c;
+};
+
+template <class S, int V>
+struct OperandPack {
+  using A = Accumulate<S>;
+  A p_i[V], p_f[V], p_o[V], c[V], m_h[V], m_c[V];
+
+  FUSECELL_HD_METHOD CellOperands<A> at(int j) const { return {p_i[j], p_f[j], p_o[j], c[j], m_h[j], m_c[j]}; }
+};
+
+template <class S, int V>
+FUSECELL_DEVICE void load_operands(const CellArgs<S>& cell, const CellInputs<S>& in, int64_t channel, int64_t p,
+                                   const Span& span, OperandPack<S, V>& to) {
+  const int64_t C = cell.channels;
+  load_parameter(cell.peephole, cell.peephole_per_pixel, channel, cell.pixels, p, span, to.p_i);
+  load_parameter(cell.peephole, cell.peephole_per_pixel, C + channel, cell.pixels, p, span, to.p_f);
+  load_parameter(cell.peephole, cell.peephole_per_pixel, 2 * C + channel, cell.pixels, p, span, to.p_o);
+  load_or_zero(in.c, span, to.c);
+  load_share(in.zoneout_mask_h, cell.zoneout_h, span, to.m_h);
+  load_share(in.zoneout_mask_c, cell.zoneout_c, span, to.m_c);
+}
+
+// ---------------------------------------------------------------------------------------------------------- forward
+// Where the results go, pointing at (channel, p); gates at gate i, the others C * P further on each. Null: not wanted.
+template <class S>
+struct CellOutputs {
+  S *h, *h_copy;
+  Accumulate<S>*c, *c_copy;
+  S* gates;
+};
+
+// z: what the convolutions add up to, without bias.
+template <class Act, class S, int V>
+FUSECELL_DEVICE void cell_forward(const CellArgs<S>& cell, const CellInputs<S>& in, int64_t channel, int64_t p,
+                                  const Span& span, Accumulate<S> (&z)[4][V], const CellOutputs<S>& out) {
+  using A = Accumulate<S>;
+  const Act act = policy(cell, static_cast<const Act*>(nullptr));
+  OperandPack<S, V> operands;
+  load_operands(cell, in, channel, p, span, operands);
+  A h_before[V], h[V], c[V], bias[V];
+  load_or_zero(in.h, span, h_before);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    load_parameter(cell.bias, cell.bias_per_pixel, k * cell.channels + channel, cell.pixels, p, span, bias);
+#pragma unroll
+    for (int j = 0; j < V; ++j) z[k][j] += bias[j];
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const Gates<A> gates = {z[0][j], z[1][j], z[2][j], z[3][j]};
+    const CellOutput<A> result = lstm_cell(act, cell.flags, gates, operands.at(j), h_before[j]);
+    h[j] = result.h;
+    c[j] = result.c;
+    z[0][j] = result.saved.i;
+    z[1][j] = result.saved.f;
+    z[2][j] = result.saved.g;
+    z[3][j] = result.saved.o;
+  }
+  store_if(out.h, span, h);
+  store_if(out.h_copy, span, h);
+  store_if(out.c, span, c);
+  store_if(out.c_copy, span, c);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) store_if(shifted(out.gates, k * cell.channels * cell.pixels), span, z[k]);
+}
+
+// --------------------------------------------------------------------------------------------------------- backward
+template <class S, int V>
+struct CellGradient {
+  using A = Accumulate<S>;
+  A dz[4][V], dc[V], dh[V];  // dc, dh: in, of the step's outputs; out, of its inputs, dh without the convolution's part
+  A peephole[3][V];          // dz_i c', dz_f c', dz_o ĉ
+};
+
+// gates: the saved ones, pointing at (channel, p) of gate i.
+template <class Act, class S, int V>
+FUSECELL_DEVICE void cell_backward(const CellArgs<S>& cell, const CellInputs<S>& in, const S* gates, int64_t channel,
+                                   int64_t p, const Span& span, CellGradient<S, V>& gradient) {
+  using A = Accumulate<S>;
+  const Act act = policy(cell, static_cast<const Act*>(nullptr));
+  OperandPack<S, V> operands;
+  load_operands(cell, in, channel, p, span, operands);
+  A saved[4][V];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) load(gates + k * cell.channels * cell.pixels, span, saved[k]);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const Gates<A> at = {saved[0][j], saved[1][j], saved[2][j], saved[3][j]};
+    const CellAdjoint<A> result =
+        lstm_cell_adjoint(act, cell.flags, at, operands.at(j), gradient.dh[j], gradient.dc[j]);
+    gradient.dz[0][j] = result.dz.i;
+    gradient.dz[1][j] = result.dz.f;
+    gradient.dz[2][j] = result.dz.g;
+    gradient.dz[3][j] = result.dz.o;
+    gradient.dc[j] = result.dc;
+    gradient.dh[j] = result.dh;
+    gradient.peephole[0][j] = result.dz.i * operands.c[j];
+    gradient.peephole[1][j] = result.dz.f * operands.c[j];
+    gradient.peephole[2][j] = result.dz.o * result.c_new;
+  }
+}
+
+}  // namespace fusecell::cuda

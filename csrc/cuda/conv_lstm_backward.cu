@@ -1,0 +1,238 @@
+// The ConvLSTM sequence backward: a sweep over the steps in reverse that leaves dz of a chunk of steps, then the
+// gradients of weights, parameters and inputs from the whole chunk; and so on to the first step.
+
+#include "cuda/conv_lstm_backward.cuh"
+
+#include <algorithm>
+
+#include "cuda/conv_lstm.h"
+
+namespace fusecell::cuda {
+namespace {
+
+// The parts of a parameter's gradient: sums per channel, or one per pixel.
+Parts parameter_parts(bool per_pixel, int64_t total) { return per_pixel ? Parts{1, total} : channel_parts(total); }
+
+// Without a step, or a sample, there is nothing to sum.
+void clear_gradients(const Context& context, const ConvLstmBackward& args) {
+  for (const Tensor* gradient : {&args.dweight_ih, &args.dweight_hh, &args.dbias, &args.dpeephole}) {
+    if (gradient->present) context.zero(gradient->data, gradient->size() * size_of(gradient->dtype));
+  }
+}
+
+template <class S>
+struct BackwardPlan {
+  using A = Accumulate<S>;
+  int64_t chunk;
+  PackedWeights<S> input, state, input_transposed, state_transposed;
+  Parts parts_ih, parts_hh, parts_bias, parts_peephole;
+  PartedGradient<A> dweight_ih, dweight_hh;
+  PartedGradient<double> dbias, dpeephole;
+  A* carry_h;
+  S *dz, *dz_after, *gates;
+
+  BackwardPlan(const ConvLstmForward& args, const ConvLstmShape& shape, Arena& arena)
+      : chunk(steps_per_chunk(shape)),
+        input(shape.input, Layout::interleaved, arena),
+        state(shape.recurrent, Layout::interleaved, arena),
+        input_transposed(shape.input, Layout::transposed, arena),
+        state_transposed(shape.recurrent, Layout::transposed, arena),
+        parts_ih(gradient_parts(rows(shape), input.taps_count(), total(shape, chunk))),
+        parts_hh(gradient_parts(rows(shape), state.taps_count(), total(shape, chunk))),
+        parts_bias(parameter_parts(shape.cell.bias_per_pixel, total(shape, chunk))),
+        parts_peephole(parameter_parts(shape.cell.peephole_per_pixel, total(shape, chunk))),
+        dweight_ih(parts_ih.count, rows(shape) * input.taps_count(), shape.steps > chunk, arena),
+        dweight_hh(parts_hh.count, rows(shape) * state.taps_count(), shape.steps > chunk, arena),
+        dbias(parts_bias.count, args.bias.present ? args.bias.size() : 0, shape.steps > chunk, arena),
+        dpeephole(parts_peephole.count, args.peephole.present ? args.peephole.size() : 0, shape.steps > chunk, arena) {
+    carry_h = arena.take<A>(shape.state_size());
+    dz = arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
+    dz_after = arena.take<S>(4 * shape.state_size());
+    gates = args.gates.present ? nullptr : arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
+  }
+
+  static int64_t rows(const ConvLstmShape& shape) { return 4 * shape.channels; }
+  static int64_t total(const ConvLstmShape& shape, int64_t chunk) {
+    return checked_product("scratch", {chunk, shape.batch, shape.pixels()});
+  }
+};
+
+template <class S>
+class Backward {
+ public:
+  using A = Accumulate<S>;
+
+  Backward(const ConvLstmBackward& args, const ConvLstmShape& shape, const Launch& launch)
+      : args_(args),
+        shape_(shape),
+        context_("conv_lstm_backward", launch),
+        arena_(launch.scratch),
+        plan_(args, shape, arena_),
+        sequence_(args, shape),
+        size_(sequence_.size()) {}
+
+  void run() {
+    plan_.input.pack(context_, args_.weight_ih.as<const S>());
+    plan_.state.pack(context_, args_.weight_hh.as<const S>());
+    plan_.state_transposed.pack(context_, args_.weight_hh.as<const S>());
+    if (args_.dx.present) plan_.input_transposed.pack(context_, args_.weight_ih.as<const S>());
+    for (int64_t end = shape_.steps; end > 0; end -= plan_.chunk)
+      run_chunk(std::max<int64_t>(end - plan_.chunk, 0), end);
+    finish();
+  }
+
+ private:
+  // Steps begin to end - 1 of the direction. Their dz lie in the order of time.
+  struct ChunkOfSteps {
+    int64_t begin, end, time;  // time: the earliest
+
+    int64_t steps() const { return end - begin; }
+  };
+
+  void run_chunk(int64_t begin, int64_t end) {
+    const ChunkOfSteps chunk = {begin, end, args_.options.reverse ? shape_.steps - end : begin};
+    if (!args_.gates.present) recompute(chunk);
+    for (int64_t s = end - 1; s >= begin; --s) sweep(chunk, s);
+    weight_gradients(chunk);
+    if (args_.dx.present) input_gradient(chunk);
+    // The next chunk overwrites dz, but begins with the convolution of this chunk's last.
+    context_.copy(plan_.dz_after, dz_of(chunk, begin), 4 * size_ * int64_t(sizeof(S)));
+  }
+
+  S* dz_of(const ChunkOfSteps& chunk, int64_t s) const {
+    return plan_.dz + (sequence_.time(s) - chunk.time) * 4 * size_;
+  }
+  // The gates of the chunk's steps, from its earliest time on.
+  const S* gates_of(const ChunkOfSteps& chunk) const {
+    return args_.gates.present ? args_.gates.as<const S>() + chunk.time * 4 * size_ : plan_.gates;
+  }
+
+  void recompute(const ChunkOfSteps& chunk) const {
+    for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+      ForwardStepArgs<S> step = sequence_.forward_step(s, plan_.input, plan_.state);
+      step.gates = plan_.gates + (step.time - chunk.time) * 4 * size_;
+      sequence_.run_forward_step(context_, plan_.input, step);
+    }
+  }
+
+  void sweep(const ChunkOfSteps& chunk, int64_t s) const {
+    const int64_t t = sequence_.time(s);
+    BackwardStepArgs<S> step{};
+    step.correlate = plan_.state_transposed.correlate_args(shape_.batch);
+    step.first = s == shape_.steps - 1;
+    if (!step.first && !sequence_.detaches(s + 1)) {
+      const S* dz = s + 1 < chunk.end ? dz_of(chunk, s + 1) : plan_.dz_after;
+      step.correlate.operand[0] = plan_.state_transposed.operand(plain_images(dz, 4 * sequence_.image(), shape_.batch));
+    }
+    step.cell = sequence_.cell();
+    step.gates = gates_of(chunk) + (t - chunk.time) * 4 * size_;
+    step.c_before = sequence_.c_before(t);
+    step.zoneout_mask_h = sequence_.shifted_mask(args_.zoneout_mask_h, t);
+    step.zoneout_mask_c = sequence_.shifted_mask(args_.zoneout_mask_c, t);
+    step.dy = args_.dy.present ? args_.dy.as<const S>() + t * size_ : nullptr;
+    step.dropout_mask = args_.dropout_mask.as<const S>();
+    step.dh_first = args_.dh_n.as<const S>();
+    step.dc_first = args_.dc_n.as<const A>();
+    step.detach = sequence_.detaches(s);
+    step.carry_h = plan_.carry_h;
+    step.carry_c = args_.dc_0.as<A>();
+    step.dz = dz_of(chunk, s);
+    step.lengths = args_.lengths.as<const int64_t>();
+    step.time = t;
+    step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first, step.carry_c);
+    const auto kernel =
+        is_default_cell(shape_.cell) ? backward_step<S, SigmoidTanh<A>> : backward_step<S, AnyActivation<A>>;
+    context_.run("backward_step", kernel, plan_.state_transposed.grid(shape_.batch), step);
+  }
+
+  void weight_gradients(const ChunkOfSteps& chunk) const {
+    const bool first = chunk.end == shape_.steps, last = chunk.begin == 0;
+    const int64_t samples = chunk.steps() * shape_.batch, P = shape_.pixels(), rows = 4 * shape_.channels;
+    const int64_t total = samples * P;
+    const auto weights = [&](const PackedWeights<S>& packed, const Images<S>& images, const Tensor& out,
+                             const PartedGradient<A>& gradient) {
+      if (!out.present) return;
+      const Parts parts = gradient_parts(rows, packed.taps_count(), total);
+      weight_gradient_parts(context_, packed, images, plan_.dz, rows, samples, P, parts, gradient.partial());
+      gradient.add(context_, parts.count, first, last, out);
+    };
+    weights(plan_.input, sequence_.x(chunk.time), args_.dweight_ih, plan_.dweight_ih);
+    weights(plan_.state, sequence_.h_before(chunk.time, true), args_.dweight_hh, plan_.dweight_hh);
+
+    ParameterGradientArgs<S> parameter{};
+    parameter.dz = plan_.dz;
+    parameter.dz_rows = rows;
+    parameter.samples = samples;
+    parameter.pixels = P;
+    parameter.gates = gates_of(chunk);
+    parameter.c_before = sequence_.c_before(chunk.time);
+    const CellArgs<S> cell = sequence_.cell();
+    parameter.gate_kind = cell.gate_kind;
+    parameter.state_kind = cell.state_kind;
+    parameter.activation = cell.activation;
+    const auto parameters = [&](bool peephole, bool per_pixel, const Tensor& out,
+                                const PartedGradient<double>& gradient) {
+      if (!out.present) return;
+      const Parts parts = parameter_parts(per_pixel, total);
+      parameter.peephole = peephole;
+      parameter.per_pixel = per_pixel;
+      parameter.rows = out.shape[0];
+      parameter.partial = gradient.partial();
+      parameter_gradient_parts(context_, parameter, parts);
+      gradient.add(context_, parts.count, first, last, out);
+    };
+    parameters(false, shape_.cell.bias_per_pixel, args_.dbias, plan_.dbias);
+    parameters(true, shape_.cell.peephole_per_pixel, args_.dpeephole, plan_.dpeephole);
+  }
+
+  void input_gradient(const ChunkOfSteps& chunk) const {
+    const int64_t samples = chunk.steps() * shape_.batch;
+    ConvolutionArgs<S> ending{};
+    ending.out = args_.dx.as<S>() + chunk.time * sequence_.x_size();
+    plan_.input_transposed.run(context_, plain_images<S>(plan_.dz, 4 * sequence_.image(), samples), samples, ending);
+  }
+
+  // dh_0: what the first step's convolution and the running state leave. Without a step, that of the final state.
+  void finish() const {
+    if (shape_.steps == 0) {
+      context_.copy_or_zero(args_.dh_0.data, args_.dh_n, size_ * int64_t(sizeof(S)));
+      context_.copy_or_zero(args_.dc_0.data, args_.dc_n, size_ * int64_t(sizeof(A)));
+      clear_gradients(context_, args_);
+      return;
+    }
+    ConvolutionArgs<S> ending{};
+    ending.mask = args_.dropout_mask.as<const S>();
+    ending.carry = plan_.carry_h;
+    ending.out = args_.dh_0.as<S>();
+    plan_.state_transposed.run(context_, plain_images<S>(plan_.dz_after, 4 * sequence_.image(), shape_.batch),
+                               shape_.batch, ending);
+  }
+
+  const ConvLstmBackward& args_;
+  const ConvLstmShape& shape_;
+  Context context_;
+  Arena arena_;
+  BackwardPlan<S> plan_;
+  Sequence<S> sequence_;
+  int64_t size_;
+};
+
+}  // namespace
+}  // namespace fusecell::cuda
+
+namespace fusecell::backend {
+
+int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape, int /*workers*/) {
+  return cuda::with_storage(shape.dtype, [&](auto s) {
+    Arena arena;
+    cuda::BackwardPlan<decltype(s)>(args, shape, arena);
+    return arena.bytes();
+  });
+}
+
+void conv_lstm_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, const Launch& launch) {
+  if (shape.batch == 0) return cuda::clear_gradients(cuda::Context("conv_lstm_backward", launch), args);
+  cuda::with_storage(shape.dtype, [&](auto s) { cuda::Backward<decltype(s)>(args, shape, launch).run(); });
+}
+
+}  // namespace fusecell::backend

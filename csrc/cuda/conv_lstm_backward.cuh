@@ -1,0 +1,90 @@
+#pragma once
+// One step of the backward sweep in one kernel: the convolution of the following step's dz with flipped weights gives
+// what reaches h through it; added to dy_t and to what the state carries, it goes through the gates' adjoint at once.
+
+#include "cuda/cell_pack.cuh"
+#include "cuda/correlate.cuh"
+
+namespace fusecell::cuda {
+
+template <class S>
+struct BackwardStepArgs {
+  using A = Accumulate<S>;
+  CorrelateArgs<S> correlate;  // operand 0: dz of the step after; no stages at the first, or where it is detached
+  CellArgs<S> cell;
+  const S* gates;  // [B, 4C, P] of this step
+  Images<A> c_before;
+  const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P]
+  const S *dy, *dropout_mask;                      // [B, C, P]; null: zero, none
+  const S* dh_first;                               // gradients of the final state, read at the first step; null: zero
+  const A* dc_first;
+  bool first, detach;    // detach: the state that entered this step gets no gradient
+  A *carry_h, *carry_c;  // [B, C, P]: gradients of the running state, but for the convolution's part
+  S* dz;                 // [B, 4C, P]
+  const int64_t* lengths;
+  int64_t time;
+};
+
+template <class Act, class S>
+FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const Tile<S>& tile, int channel_in_tile,
+                                          int in_tile, const Span& span, int64_t b, int64_t p) {
+  using A = Accumulate<S>;
+  constexpr int V = kEndPack<S>;
+  const int64_t C = args.cell.channels, P = args.cell.pixels, channel = tile.row + channel_in_tile;
+  const int64_t in_sample = channel * P + p, at = b * C * P + in_sample, at_gate = b * 4 * C * P + in_sample;
+
+  CellGradient<S, V> gradient;
+  A mask[V], dy[V];
+  if (args.first) {
+    load_or_zero(shifted(args.dh_first, at), span, gradient.dh);
+    load_or_zero(shifted(args.dc_first, at), span, gradient.dc);
+  } else {
+    load(args.carry_h + at, span, gradient.dh);
+    load(args.carry_c + at, span, gradient.dc);
+  }
+  if (args.dropout_mask) load(args.dropout_mask + at, span, mask);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const A through = j < span.count ? tile.values[channel_in_tile * tile.width() + in_tile + j] : A(0);
+    gradient.dh[j] += args.dropout_mask ? through * mask[j] : through;
+  }
+  if (args.lengths && args.time >= args.lengths[b]) {  // the state went through unchanged
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) gradient.dz[k][j] = A(0);
+    }
+  } else {
+    load_or_zero(shifted(args.dy, at), span, dy);
+#pragma unroll
+    for (int j = 0; j < V; ++j) gradient.dh[j] += dy[j];
+    int64_t same = 0;
+    const CellInputs<S> in = {shifted(image_of(args.c_before, b, same), in_sample), nullptr,
+                              shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
+    cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient);
+    if (args.detach) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) gradient.dh[j] = gradient.dc[j] = A(0);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k) store(args.dz + at_gate + k * C * P, span, gradient.dz[k]);
+  store(args.carry_h + at, span, gradient.dh);
+  store(args.carry_c + at, span, gradient.dc);
+}
+
+template <class S, class Act>
+__global__ void __launch_bounds__(kThreads, 1) backward_step(const BackwardStepArgs<S> args) {
+  using A = Accumulate<S>;
+  FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
+  FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);
+  const Tile<S> tile = correlate_tile(args.correlate, weights, pixels);
+  const int64_t left = args.cell.channels - tile.row;
+  const int most = 4 << args.correlate.group_shift, channels = left < most ? int(left) : most;
+  for_pieces(args.correlate, tile, channels, args.cell.whole,
+             [&](int channel, int in_tile, const Span& span, int64_t b, int64_t p) {
+               finish_backward_step<Act>(args, tile, channel, in_tile, span, b, p);
+             });
+}
+
+}  // namespace fusecell::cuda

@@ -1,0 +1,64 @@
+// The ConvLSTM sequence forward: one launch a step.
+
+#include "cuda/conv_lstm.h"
+
+namespace fusecell::cuda {
+namespace {
+
+template <class S>
+struct ForwardPlan {
+  PackedWeights<S> input, state;
+
+  ForwardPlan(const ConvLstmShape& shape, Arena& arena)
+      : input(shape.input, Layout::interleaved, arena), state(shape.recurrent, Layout::interleaved, arena) {}
+};
+
+template <class S>
+void forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
+  using A = Accumulate<S>;
+  const Context context("conv_lstm_forward", launch);
+  Arena arena(launch.scratch);
+  const ForwardPlan<S> plan(shape, arena);
+  const Sequence<S> sequence(args, shape);
+  const int64_t size = sequence.size();
+  plan.input.pack(context, args.weight_ih.as<const S>());
+  plan.state.pack(context, args.weight_hh.as<const S>());
+  // The last step of each sample overwrites them; a sample of length 0 has none.
+  context.copy_or_zero(args.h_n.data, args.h_0, size * int64_t(sizeof(S)));
+  context.copy_or_zero(args.c_n.data, args.c_0, size * int64_t(sizeof(A)));
+  for (int64_t s = 0; s < shape.steps; ++s) {
+    ForwardStepArgs<S> step = sequence.forward_step(s, plan.input, plan.state);
+    step.y = args.y.as<S>() + step.time * size;
+    step.h_n = args.h_n.as<S>();
+    if (args.c.present) {
+      step.c = args.c.as<A>() + step.time * size;
+      step.c_n = args.c_n.as<A>();
+    } else {
+      step.c_running = args.c_n.as<A>();
+    }
+    if (args.gates.present) step.gates = args.gates.as<S>() + step.time * 4 * size;
+    sequence.run_forward_step(context, plan.input, step);
+  }
+}
+
+}  // namespace
+}  // namespace fusecell::cuda
+
+namespace fusecell::backend {
+
+Traits traits() { return {cuda::kHostMemory, true}; }
+
+int64_t conv_lstm_forward_scratch(const ConvLstmForward& /*args*/, const ConvLstmShape& shape, int /*workers*/) {
+  return cuda::with_storage(shape.dtype, [&](auto s) {
+    Arena arena;
+    cuda::ForwardPlan<decltype(s)>(shape, arena);
+    return arena.bytes();
+  });
+}
+
+void conv_lstm_forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
+  if (shape.batch == 0) return;  // nothing to write, however many steps
+  cuda::with_storage(shape.dtype, [&](auto s) { cuda::forward<decltype(s)>(args, shape, launch); });
+}
+
+}  // namespace fusecell::backend

@@ -1,0 +1,52 @@
+#include "cuda/devices.h"
+
+#include "cuda/launch.h"
+
+namespace fusecell::cuda {
+namespace {
+
+Device describe(int number) {
+#if defined(FUSECELL_EMULATED)
+  (void)number;
+  return {"the host", 0, 0, 0};
+#else
+  cudaDeviceProp properties{};
+  check("devices", cudaGetDeviceProperties(&properties, number));
+  return {properties.name, properties.major, properties.minor, static_cast<int64_t>(properties.totalGlobalMem)};
+#endif
+}
+
+}  // namespace
+
+std::vector<Device> devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return {};
+  }
+  std::vector<Device> found;
+  for (int number = 0; number < count; ++number) found.push_back(describe(number));
+  return found;
+}
+
+int runtime_version() {
+  int version = 0;
+  check("runtime_version", cudaRuntimeGetVersion(&version));
+  return version;
+}
+
+int driver_version() {
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess) (void)cudaGetLastError();
+  return version;
+}
+
+void expect_no_capture(const std::string& argument, const Launch& launch) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(argument.c_str(), cudaStreamIsCapturing(static_cast<cudaStream_t>(launch.stream), &status));
+  if (status == cudaStreamCaptureStatusNone) return;
+  throw Error(Error::Kind::runtime,
+              argument + ": expected no graph capture, since the value has to be waited for, got a stream that captures");
+}
+
+}  // namespace fusecell::cuda

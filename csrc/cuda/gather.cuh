@@ -1,0 +1,88 @@
+#pragma once
+// Where the k-th tap of a convolution meets a pixel: images read in place, so that nothing is unfolded in memory. The
+// same walk serves the convolution, its transpose (the gradient of its input) and the weights' gradient.
+
+#include "cuda/device.cuh"
+
+namespace fusecell::cuda {
+
+// One row of the weights: its plane of the image, and how far from the pixel's place it reads.
+struct alignas(16) Tap {
+  int64_t plane;
+  int32_t h, w;
+};
+
+// Pixel (row, column) of the result stands at row * step - low in the source. divide: the transpose of a stride; a tap
+// meets only multiples of it.
+struct Geometry {
+  int32_t extent[2];  // of the source
+  int32_t columns;    // of the result
+  int32_t step[2], low[2], divide[2];
+};
+
+// The images of one operand: sample n is batch element n % batch at time `time + n / batch`.
+//
+// T is the element type. The state before a step (shift: -1, or 1 in reverse) comes from the sequence's output where
+// the step before took place, and from `initial` otherwise. What is null reads as zero.
+template <class T>
+struct Images {
+  const T* data;
+  int64_t image;     // elements of one sample
+  const T* initial;  // [B, image]; null: zero
+  const T* mask;     // [B, image], multiplies; null: none
+  int64_t batch, time, steps;
+  const int64_t* lengths;  // [B]; null: every step takes place
+  int shift;               // 0: data holds the step itself
+};
+
+template <class T>
+FUSECELL_DEVICE bool takes_place(const Images<T>& of, int64_t b, int64_t time) {
+  return time >= 0 && time < of.steps && (!of.lengths || time < of.lengths[b]);
+}
+
+// The image of sample n; null reads as zero.
+template <class T>
+FUSECELL_DEVICE const T* image_of(const Images<T>& of, int64_t n, int64_t& b) {
+  const int64_t slot = quotient(n, of.batch), time = of.time + slot;
+  b = n - slot * of.batch;
+  if (!takes_place(of, b, time)) return nullptr;
+  if (of.shift == 0 || takes_place(of, b, time + of.shift)) return of.data ? of.data + n * of.image : nullptr;
+  return of.initial ? of.initial + b * of.image : nullptr;
+}
+
+// A pixel of the result, as a source sees it.
+template <class T>
+struct Column {
+  const T *image, *mask;
+  int32_t h, w;
+};
+
+template <class T>
+FUSECELL_DEVICE Column<T> column_of(const Images<T>& images, const Geometry& g, int64_t n, int64_t p) {
+  int64_t b = 0;
+  Column<T> column;
+  column.image = image_of(images, n, b);
+  column.mask = images.mask ? images.mask + b * images.image : nullptr;
+  const auto row = int32_t(quotient(p, g.columns));
+  column.h = row * g.step[0] - g.low[0];
+  column.w = int32_t(p - int64_t(row) * g.columns) * g.step[1] - g.low[1];
+  return column;
+}
+
+template <class T>
+FUSECELL_DEVICE Accumulate<T> gather(const Column<T>& column, const Geometry& g, const Tap& tap) {
+  int32_t h = column.h + tap.h, w = column.w + tap.w;
+  if (g.divide[0] != 1 || g.divide[1] != 1) {
+    if (h % g.divide[0] != 0 || w % g.divide[1] != 0) return Accumulate<T>(0);
+    h /= g.divide[0];
+    w /= g.divide[1];
+  }
+  // As unsigned numbers: what is negative is beyond the end, too.
+  const bool inside = uint32_t(h) < uint32_t(g.extent[0]) && uint32_t(w) < uint32_t(g.extent[1]);
+  if (!inside || !column.image) return Accumulate<T>(0);
+  const int64_t at = tap.plane + int64_t(h) * g.extent[1] + w;
+  const Accumulate<T> value = widen(column.image[at]);
+  return column.mask ? value * widen(column.mask[at]) : value;
+}
+
+}  // namespace fusecell::cuda

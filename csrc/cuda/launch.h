@@ -1,0 +1,110 @@
+#pragma once
+// Every launch and every call of the CUDA runtime goes through here: checked, on the caller's device and stream.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+#include "base/error.h"
+#include "base/scalar.h"
+#include "problem/backend.h"
+
+namespace fusecell::cuda {
+
+#if defined(FUSECELL_EMULATED)
+constexpr bool kHostMemory = true;
+#else
+constexpr bool kHostMemory = false;
+#endif
+
+// Throws Error (memory, or runtime) that carries the op's name and the CUDA error's.
+inline void check(const char* op, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // it is reported once: the next call starts clean
+  const auto kind = status == cudaErrorMemoryAllocation ? Error::Kind::memory : Error::Kind::runtime;
+  throw Error(kind, std::string(op) + ": CUDA error " + cudaGetErrorName(status) + ": " + cudaGetErrorString(status));
+}
+
+// Where an op runs. The device is made current for as long as this lives.
+class Context {
+ public:
+  Context(const char* op, const Launch& launch) : op_(op), stream_(static_cast<cudaStream_t>(launch.stream)) {
+    check(op, cudaGetDevice(&before_));
+    if (launch.device != before_) check(op, cudaSetDevice(launch.device));
+    device_ = launch.device;
+  }
+  ~Context() {
+    if (device_ != before_) (void)cudaSetDevice(before_);
+  }
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  // `name` is what a profiler or a fault calls the kernel. The arguments are what the kernel takes, exactly.
+  template <class... Args>
+  void run(const char* name, void (*kernel)(Args...), dim3 grid, Args... args) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#if defined(FUSECELL_EMULATED)
+    check_launch(name, emulation::launch(name, kernel, grid, dim3(kBlock), stream_, args...));
+#else
+    void* pointers[] = {static_cast<void*>(&args)...};
+    check_launch(name,
+                 cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kBlock), pointers, 0, stream_));
+#endif
+  }
+
+  void copy(void* to, const void* from, int64_t bytes) const {
+    if (bytes == 0) return;
+    check(op_, cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_));
+  }
+  void zero(void* to, int64_t bytes) const {
+    if (bytes == 0) return;
+    check(op_, cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_));
+  }
+  // A state that may be absent: zero.
+  void copy_or_zero(void* to, const Tensor& from, int64_t bytes) const {
+    from.present ? copy(to, from.data, bytes) : zero(to, bytes);
+  }
+
+ private:
+  static constexpr unsigned kBlock = 256;  // kThreads of device.cuh
+
+  void check_launch(const char* name, cudaError_t status) const {
+    if (status != cudaSuccess) check((std::string(op_) + ", kernel " + name).c_str(), status);
+  }
+
+  const char* op_;
+  cudaStream_t stream_;
+  int before_ = 0, device_ = 0;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks for n threads in all, along x.
+inline dim3 grid_for(int64_t n) {
+  const int64_t blocks = ceil_div(n, 256);
+  if (blocks > 0x7FFFFFFF) throw Error(Error::Kind::value, "arrays", "at most 2^39 elements", std::to_string(n));
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+// Whether 16-byte accesses may be used: every pointer that is there is aligned, and rows keep it so.
+template <class... Pointers>
+bool all_aligned(int64_t row_bytes, const Pointers*... pointers) {
+  return row_bytes % 16 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+template <class F>
+auto with_storage(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float64:
+      return f(double{});
+    case DType::float16:
+      return f(float16{});
+    case DType::bfloat16:
+      return f(bfloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+}  // namespace fusecell::cuda

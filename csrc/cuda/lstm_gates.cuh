@@ -1,0 +1,127 @@
+#pragma once
+// The pointwise tier alone: (z, c') -> (h, c) and its adjoint, one read and one write of every tensor.
+
+#include "cuda/cell_pack.cuh"
+
+namespace fusecell::cuda {
+
+// ---------------------------------------------------------------------------------------------------------- forward
+template <class S>
+struct GatesForwardArgs {
+  CellArgs<S> cell;
+  int64_t planes, packs;  // B * C, and packs of pixels in a plane
+  const S* z;             // [B, 4C, P]
+  CellInputs<S> in;       // [B, C, P] each
+  CellOutputs<S> out;     // [B, C, P] each, gates as z
+};
+
+template <class S, class Act>
+__global__ void __launch_bounds__(kThreads, 1) gates_forward(const GatesForwardArgs<S> args) {
+  constexpr int V = kPack<S>;
+  const int64_t C = args.cell.channels, P = args.cell.pixels;
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, plane = quotient(i, args.packs);
+  if (plane >= args.planes) return;
+  const int64_t p = (i - plane * args.packs) * V, b = quotient(plane, C), channel = plane - b * C;
+  const Span span = {P - p < V ? int(P - p) : V, args.cell.whole};
+  const int64_t at = plane * P + p, at_gate = (b * 4 * C + channel) * P + p;
+
+  Accumulate<S> z[4][V];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) load(args.z + at_gate + k * C * P, span, z[k]);
+  const CellInputs<S> in = {args.in.c + at, shifted(args.in.h, at), shifted(args.in.zoneout_mask_h, at),
+                            shifted(args.in.zoneout_mask_c, at)};
+  const CellOutputs<S> out = {args.out.h + at, nullptr, args.out.c + at, nullptr, shifted(args.out.gates, at_gate)};
+  cell_forward<Act>(args.cell, in, channel, p, span, z, out);
+}
+
+// --------------------------------------------------------------------------------------------------------- backward
+// A block stays within one channel, so that it can sum that channel's gradients. `samples` is 1, or all of the batch
+// where a gradient per pixel is wanted: then the thread that owns the pixel walks them in order.
+template <class S>
+struct GatesBackwardArgs {
+  CellArgs<S> cell;
+  int64_t batch, samples, packs;
+  const S* gates;  // [B, 4C, P]
+  CellInputs<S> in;
+  const S* dh;              // null: zero
+  const Accumulate<S>* dc;  // null: zero
+  S *dz, *dh_before;        // dh_before: null where not wanted
+  Accumulate<S>* dc_before;
+  S *dbias_pixel, *dpeephole_pixel;  // [4C, P], [3C, P]; null: not wanted
+  double* partial;  // [gridDim.x][7C]: per block, rows i, f, g, o of the bias, i, f, o of the peepholes
+};
+
+constexpr int kCellSums = 7;
+
+// The block's sums of each thread's kCellSums values, for thread 0 to kCellSums - 1; shared: [kThreads /
+// 32][kCellSums].
+template <class A>
+FUSECELL_DEVICE double block_sum_of_seven(A (&value)[kCellSums], A* shared) {
+  const int warp = int(threadIdx.x) / 32;
+#pragma unroll
+  for (int k = 0; k < kCellSums; ++k) {
+    for (int mask = 16; mask > 0; mask /= 2) value[k] += device::shuffle_xor(value[k], mask);
+    if (threadIdx.x % 32 == 0) shared[warp * kCellSums + k] = value[k];
+  }
+  __syncthreads();
+  double total = 0;
+  if (threadIdx.x < kCellSums) {
+    for (int w = 0; w < kThreads / 32; ++w) total += double(shared[w * kCellSums + int(threadIdx.x)]);
+  }
+  return total;
+}
+
+template <class S, class Act>
+__global__ void __launch_bounds__(kThreads, 1) gates_backward(const GatesBackwardArgs<S> args) {
+  using A = Accumulate<S>;
+  constexpr int V = kPack<S>;
+  FUSECELL_SHARED(A, shared, kThreads / 32 * kCellSums);
+  const int64_t C = args.cell.channels, P = args.cell.pixels, channel = blockIdx.y;
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, group = quotient(i, args.packs);
+  const int64_t p = (i - group * args.packs) * V, first = group * args.samples;
+  const Span span = {P - p < V ? int(P - p) : V, args.cell.whole};
+
+  A sum[kCellSums] = {};  // over this thread's pixels and samples
+  A per_pixel[kCellSums][V] = {};
+  for (int64_t b = first; b < first + args.samples && b < args.batch; ++b) {
+    const int64_t at = (b * C + channel) * P + p, at_gate = (b * 4 * C + channel) * P + p;
+    CellGradient<S, V> gradient;
+    load_or_zero(shifted(args.dh, at), span, gradient.dh);
+    load_or_zero(shifted(args.dc, at), span, gradient.dc);
+    const CellInputs<S> in = {args.in.c + at, nullptr, shifted(args.in.zoneout_mask_h, at),
+                              shifted(args.in.zoneout_mask_c, at)};
+    cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) store(args.dz + at_gate + k * C * P, span, gradient.dz[k]);
+    store(args.dc_before + at, span, gradient.dc);
+    store_if(shifted(args.dh_before, at), span, gradient.dh);
+#pragma unroll
+    for (int k = 0; k < kCellSums; ++k) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A term = k < 4 ? gradient.dz[k & 3][j] : gradient.peephole[k < 4 ? 0 : k - 4][j];
+        per_pixel[k][j] += j < span.count ? term : A(0);
+      }
+    }
+  }
+  if (first < args.batch) {
+#pragma unroll
+    for (int k = 0; k < kCellSums; ++k) {
+      S* to = k < 4 ? shifted(args.dbias_pixel, (k * C + channel) * P + p)
+                    : shifted(args.dpeephole_pixel, ((k - 4) * C + channel) * P + p);
+      store_if(to, span, per_pixel[k]);
+    }
+  }
+  if (!args.partial) return;
+#pragma unroll
+  for (int k = 0; k < kCellSums; ++k) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[k] += per_pixel[k][j];
+  }
+  const double total = block_sum_of_seven(sum, shared);
+  if (threadIdx.x < kCellSums) {
+    args.partial[(int64_t(blockIdx.x) * kCellSums + threadIdx.x) * C + channel] = total;
+  }
+}
+
+}  // namespace fusecell::cuda

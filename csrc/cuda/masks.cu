@@ -1,0 +1,22 @@
+// Random masks.
+
+#include "cuda/masks.cuh"
+
+#include "cuda/launch.h"
+#include "problem/backend.h"
+
+namespace fusecell::backend {
+
+void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Launch& launch) {
+  const cuda::Context context("bernoulli", launch);
+  const cuda::BernoulliArgs args = {.out = out.as<uint8_t>(),
+                                    .size = out.size(),
+                                    .seed = seed,
+                                    .offset = offset,
+                                    .threshold = static_cast<uint64_t>(rate * 4294967296.0 + 0.5),
+                                    .stream = stream,
+                                    .aligned = reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
+  context.run("bernoulli", cuda::bernoulli, cuda::grid_for(cuda::ceil_div(args.size, 4)), args);
+}
+
+}  // namespace fusecell::backend

@@ -1,0 +1,130 @@
+#pragma once
+// What both engines share: one block at work, its shared arrays, the places where its threads meet, their copies.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "emulation/controls.h"
+#include "emulation/engine.h"
+#include "emulation/sanitizers.h"
+
+namespace fusecell::emulation {
+
+constexpr unsigned kWarp = 32;
+constexpr unsigned kMostThreads = 1024;
+
+// An order of 0..count-1 that needs no list: steps of a fixed stride, modulo count. A grid has up to 2^31 blocks.
+struct Walk {
+  uint64_t count, position, stride;
+
+  Walk(Order order, uint64_t count, uint64_t seed);
+  void advance() {
+    position += stride;
+    if (position >= count) position -= count;
+  }
+};
+uint64_t mix(uint64_t a, uint64_t b);  // a random-looking number for each pair
+
+Extent place(uint64_t number, const Extent& extent);  // x runs fastest
+
+struct Copy {
+  void* shared;
+  const void* global;
+  uint64_t group;
+};
+
+struct Thread {
+  Extent index;
+  unsigned number;
+  std::vector<Copy> copies = {};  // late ones that no wait has covered
+  uint64_t committed = 0;         // groups
+  int64_t async_copies = 0;       // of the launch
+
+  void begin(unsigned number_in_block, const Extent& block);
+};
+
+// Where `members` threads wait for each other, again and again.
+struct Meeting {
+  unsigned members = 0;
+  bool orders_memory = true;
+  unsigned arrived = 0;
+  int line = 0;  // of the first to arrive
+  uint64_t generation = 0;
+  // A generation's late leavers must not be ordered after the next one's early comers: one edge for odd, one for even.
+  std::array<char, 2> edges = {};
+};
+
+struct Warp {
+  Meeting meeting;
+  // Two sets: a fast lane deposits for the next shuffle while a slow one still reads from this.
+  std::byte values[2][kWarp][8];
+};
+
+// Thrown through the kernel by the thread that failed and, with threads, by those that waited; fibres that waited are
+// never resumed. So a kernel may neither be noexcept nor own memory.
+struct Abandoned {};
+
+class Block {
+ public:
+  virtual ~Block() = default;
+
+  void barrier(int line) { meet(barrier_, line); }
+  void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
+  void* shared_array(const void* site, size_t bytes);
+  void copy_async(void* shared, const void* global);
+  void copy_wait(int newest);
+
+  Statistics statistics = {};
+  std::string fault;  // of this launch; "" while all is well
+
+ protected:
+  // Returns when all members have arrived. Open and diverged below are for it.
+  virtual void meet(Meeting& meeting, int line) = 0;
+  virtual std::unique_lock<std::mutex> lock() = 0;
+  virtual void give_up() = 0;  // leaves the kernel: does not return
+
+  void begin_launch(const Kernel& kernel, const Controls& controls);
+  void begin_block(uint64_t number);
+  void end_launch() { arrays_.clear(); }
+  bool arrive(Meeting& meeting, int line);  // opens it if this is the last; false: another barrier stands here
+  void diverged();                          // those who wait would wait for ever: say for what. Holds lock()
+  [[noreturn]] void fail(const std::string& what);
+  [[noreturn]] void fail_between(const Meeting& meeting, int line);
+  void call_kernel();  // in the calling thread; nothing gets out but what is noted
+
+  const Kernel* kernel_ = nullptr;
+  Controls controls_;
+  unsigned threads_ = 0;
+  Extent index_ = {};
+
+ private:
+  struct Array {
+    const void* site;
+    size_t bytes;
+    std::unique_ptr<std::byte[]> memory;
+  };
+  bool inside_shared(const void* begin, size_t bytes);
+  void note(const std::string& what);  // holds lock()
+
+  Meeting barrier_;
+  std::vector<Warp> warps_;
+  std::vector<Array> arrays_;
+};
+
+// The kernel's thread that this OS thread runs now, if any.
+extern thread_local Block* current_block;
+extern thread_local Thread* current_thread;
+void enter(Block& block, Thread& thread, const Extent& block_index);  // threadIdx and blockIdx, too
+void enter_launch(const Kernel& kernel);                              // blockDim and gridDim
+void leave();
+
+// One engine each. They run the kernel, add to the statistics, and return what went wrong, or "".
+std::string run_fibres(const Kernel& kernel, const Controls& controls, Statistics& statistics);
+std::string run_threads(const Kernel& kernel, const Controls& controls, Statistics& statistics);
+
+}  // namespace fusecell::emulation

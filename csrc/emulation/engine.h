@@ -1,0 +1,32 @@
+#pragma once
+// What the headers in api/ and language/ call. Only the thread that runs a kernel's thread may call the second half.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fusecell::emulation {
+
+struct Extent {
+  unsigned x, y, z;
+  uint64_t count() const { return uint64_t{x} * y * z; }
+};
+
+struct Kernel {
+  const char* name;
+  Extent grid, block;
+  void (*call)(const void* arguments);
+  const void* arguments;
+};
+
+bool valid(const Kernel& kernel);  // by the limits of every device since compute capability 3.0
+bool inside_kernel();
+bool run(const Kernel& kernel);  // to its end; false: it failed, and last_fault() says why
+
+void barrier(int line);
+void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
+void* shared_array(const void* site, size_t bytes);  // the block's array of this site, made by the first who asks
+void copy_async(void* shared, const void* global);
+void copy_commit();
+void copy_wait(int newest);
+
+}  // namespace fusecell::emulation

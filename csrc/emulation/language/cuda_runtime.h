@@ -1,0 +1,59 @@
+#pragma once
+// What nvcc knows without being told, for g++. The runtime's functions and dim3 come from whichever cuda_runtime_api.h
+// is on the path: ours in ../api, or NVIDIA's, to check the launch files against it (with -fsyntax-only).
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <type_traits>
+
+#include "emulation/engine.h"
+
+// NVIDIA's crt/host_defines.h may have been here: its __launch_bounds__ is an attribute that g++ does not know.
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __forceinline__
+#undef __launch_bounds__
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+extern constinit thread_local uint3 threadIdx, blockIdx;
+extern constinit thread_local dim3 blockDim, gridDim;
+
+// The line tells apart two barriers in two branches, which CUDA does not allow to stand for each other.
+inline void __syncthreads(int line = __builtin_LINE()) { fusecell::emulation::barrier(line); }
+
+// The static's address is the site: one per place in the source and per instantiation of the function around it.
+#define FUSECELL_SHARED(T, name, count)                                \
+  static_assert(alignof(T) <= 16 && std::is_trivially_copyable_v<T>);  \
+  T* const name = static_cast<T*>(::fusecell::emulation::shared_array( \
+      []() -> const void* {                                            \
+        static char site;                                              \
+        return &site;                                                  \
+      }(),                                                             \
+      ::std::integral_constant<::std::size_t, sizeof(T) * static_cast<::std::size_t>(count)>::value))
+
+namespace fusecell::device {
+
+template <class T>
+T shuffle_xor(T value, int lane_mask) {
+  static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
+  T result;
+  emulation::shuffle(&value, &result, sizeof(T), lane_mask);
+  return result;
+}
+
+inline void copy_async_16(void* shared, const void* global) { emulation::copy_async(shared, global); }
+inline void copy_async_commit() { emulation::copy_commit(); }
+
+template <int N>
+void copy_async_wait() {
+  static_assert(N >= 0);
+  emulation::copy_wait(N);
+}
+
+}  // namespace fusecell::device
