@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+
+from fusecell.selftest import backends
 
 # No deadline: an example may wait for a core that somebody else uses. On CI the same examples every time:
 # a failure there is the change's own, never luck.
@@ -32,11 +35,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(pytest.mark.skip(reason=f"{mark}: {option} runs it"))
 
 
+def pytest_report_header() -> str:
+    return f"backends: {', '.join(backends())}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     ignored = [Path(path).name for path in config.getoption("ignore") or []]
     if "frameworks" in ignored:
         terminalreporter.section("left out")
         terminalreporter.line("tests/frameworks (needs torch, jax or keras): `make test-frameworks` runs it")
+
+
+@pytest.fixture(params=list(backends()))
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Each backend of this machine: something with the functions of fusecell.ops, on NumPy arrays."""
+    return backends()[request.param]
 
 
 @pytest.fixture

@@ -23,20 +23,18 @@ struct ActivationArgs {
   bool adjoint, aligned;
 };
 
-template <Activation kKind>
-struct Kind {
-  static constexpr Activation value = kKind;
-};
-
-// f(Kind<kind>{}). One branch for a whole pack: every element's own would be the longer part of relu.
-template <int kFirst = 0, class F>
-FUSECELL_DEVICE void with_kind(Activation kind, F&& f) {
-  if constexpr (kFirst <= int(Activation::softsign)) {
-    if (int(kind) == kFirst) {
-      f(Kind<Activation(kFirst)>{});
-    } else {
-      with_kind<kFirst + 1>(kind, f);
-    }
+// The branch over the activations stands around a whole pack: every element's own would be the longer part of relu.
+template <class S, int V, int kFirst = 0, class A>
+FUSECELL_DEVICE void activate_pack(const ActivationArgs<S>& args, const A (&known)[V], const A (&dy)[V], A (&out)[V]) {
+  constexpr auto kKind = Activation(kFirst);
+  if (args.kind != kKind) {
+    if constexpr (kKind != Activation::softsign) activate_pack<S, V, kFirst + 1>(args, known, dy, out);
+  } else if (args.adjoint) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = activate_adjoint(kKind, args.parameters, known[j], known[j], dy[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = activate(kKind, args.parameters, known[j]);
   }
 }
 
@@ -50,16 +48,7 @@ __global__ void __launch_bounds__(kThreads) activation(const ActivationArgs<S> a
   A known[V], dy[V] = {}, out[V] = {};
   load(args.known + first, span, known);
   if (args.adjoint) load(args.dy + first, span, dy);
-  with_kind(args.kind, [&](auto kind) {
-    constexpr Activation kKind = decltype(kind)::value;
-    if (args.adjoint) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) out[j] = activate_adjoint(kKind, args.parameters, known[j], known[j], dy[j]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) out[j] = activate(kKind, args.parameters, known[j]);
-    }
-  });
+  activate_pack(args, known, dy, out);
   store(args.out + first, span, out);
 }
 

@@ -9,6 +9,10 @@
 
 namespace fusecell::cuda {
 
+// The launch of one step; in conv_lstm_forward.cu. default_cell: sigmoid and tanh.
+template <class S>
+void run_forward_step(const Context& context, bool default_cell, dim3 grid, const ForwardStepArgs<S>& step);
+
 template <class S>
 class Sequence {
  public:
@@ -79,12 +83,6 @@ class Sequence {
     return step;
   }
 
-  void run_forward_step(const Context& context, const PackedWeights<S>& input, const ForwardStepArgs<S>& step) const {
-    const bool plain = is_default_cell(shape_.cell);
-    context.run("forward_step", plain ? forward_step_kernel<SigmoidTanh<A>>() : forward_step_kernel<AnyActivation<A>>(),
-                input.grid(shape_.batch), step);
-  }
-
   const uint8_t* shifted_mask(const Tensor& mask, int64_t t) const {
     return mask.present ? mask.as<const uint8_t>() + t * size_ : nullptr;
   }
@@ -93,11 +91,6 @@ class Sequence {
   int64_t x_size() const { return shape_.batch * x_image_; }
 
  private:
-  template <class Act>
-  static auto forward_step_kernel() {
-    return cuda::forward_step<S, Act>;
-  }
-
   int shift() const { return args_.options.reverse ? 1 : -1; }
 
   template <class T>

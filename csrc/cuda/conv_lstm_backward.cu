@@ -111,7 +111,7 @@ class Backward {
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
       ForwardStepArgs<S> step = sequence_.forward_step(s, plan_.input, plan_.state);
       step.gates = plan_.gates + (step.time - chunk.time) * 4 * size_;
-      sequence_.run_forward_step(context_, plan_.input, step);
+      run_forward_step(context_, is_default_cell(shape_.cell), plan_.input.grid(shape_.batch), step);
     }
   }
 

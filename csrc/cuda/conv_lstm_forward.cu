@@ -37,11 +37,22 @@ void forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Laun
       step.c_running = args.c_n.as<A>();
     }
     if (args.gates.present) step.gates = args.gates.as<S>() + step.time * 4 * size;
-    sequence.run_forward_step(context, plan.input, step);
+    run_forward_step(context, is_default_cell(shape.cell), plan.input.grid(shape.batch), step);
   }
 }
 
 }  // namespace
+
+template <class S>
+void run_forward_step(const Context& context, bool default_cell, dim3 grid, const ForwardStepArgs<S>& step) {
+  using A = Accumulate<S>;
+  context.run("forward_step", default_cell ? forward_step<S, SigmoidTanh<A>> : forward_step<S, AnyActivation<A>>, grid,
+              step);
+}
+
+#define FUSECELL_INSTANTIATE(S) template void run_forward_step(const Context&, bool, dim3, const ForwardStepArgs<S>&);
+FUSECELL_FOR_EACH_STORAGE(FUSECELL_INSTANTIATE)
+
 }  // namespace fusecell::cuda
 
 namespace fusecell::backend {

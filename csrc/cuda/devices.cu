@@ -45,8 +45,9 @@ void expect_no_capture(const std::string& argument, const Launch& launch) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(argument.c_str(), cudaStreamIsCapturing(static_cast<cudaStream_t>(launch.stream), &status));
   if (status == cudaStreamCaptureStatusNone) return;
-  throw Error(Error::Kind::runtime,
-              argument + ": expected no graph capture, since the value has to be waited for, got a stream that captures");
+  throw Error(
+      Error::Kind::runtime,
+      argument + ": expected no graph capture, since the value has to be waited for, got a stream that captures");
 }
 
 }  // namespace fusecell::cuda

@@ -93,6 +93,9 @@ bool all_aligned(int64_t row_bytes, const Pointers*... pointers) {
   return row_bytes % 16 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
+// X(S) for every element type.
+#define FUSECELL_FOR_EACH_STORAGE(X) X(float) X(double) X(bfloat16) X(float16)
+
 template <class F>
 auto with_storage(DType dtype, F&& f) {
   switch (dtype) {

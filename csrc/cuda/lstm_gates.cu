@@ -51,7 +51,7 @@ void reduce(const Context& context, const double* partial, int64_t blocks, int64
             const Tensor& out) {
   const Storage storage = storage_of(out.dtype);
   const ReduceArgs<double> args = {partial + first, blocks, out.size(), stride, nullptr, true, true, out.data, storage};
-  context.run("reduce_parts", reduce_parts<double>, grid_for(out.size()), args);
+  run_reduce_parts(context, args);
 }
 
 template <class S>

@@ -24,6 +24,19 @@ inline void expect_extents(const ConvolutionShape& conv) {
   }
 }
 
+// ------------------------------------------------------------------------------------- each kernel's one launch
+// Defined in convolution.cu and weight_gradient.cu, so that a kernel is compiled once.
+template <class S>
+void run_pack_weights(const Context& context, const PackArgs<S>& args);
+template <class S>
+void run_correlate(const Context& context, dim3 grid, const ConvolutionArgs<S>& args);
+template <class S>
+void run_weight_gradient(const Context& context, dim3 grid, const WeightGradientArgs<S>& args);
+template <class S>
+void run_parameter_gradient(const Context& context, dim3 grid, const ParameterGradientArgs<S>& args);
+template <class T>
+void run_reduce_parts(const Context& context, const ReduceArgs<T>& args);
+
 // Samples that all take place.
 template <class T>
 Images<T> plain_images(const T* data, int64_t image, int64_t samples) {
@@ -63,7 +76,7 @@ class PackedWeights {
     args.padded_rows = padded_rows_;
     args.packed = packed_;
     args.tap = tap_;
-    context.run("pack_weights", pack_weights<S>, grid_for(padded_taps_ * padded_rows_), args);
+    run_pack_weights(context, args);
   }
 
   Operand<S> operand(const Images<S>& images) const {
@@ -108,7 +121,7 @@ class PackedWeights {
     args.correlate.operand[0] = operand(images);
     args.rows = rows_;
     args.whole = all_aligned(pixels() * int64_t(sizeof(S)), args.mask, args.carry, args.out);
-    context.run("correlate", correlate<S>, grid(samples), args);
+    run_correlate(context, grid(samples), args);
   }
 
   const Tap* taps() const { return tap_; }
@@ -150,7 +163,7 @@ class PartedGradient {
   // Adds the parts of a chunk; the last chunk writes `out`.
   void add(const Context& context, int64_t parts, bool first, bool last, const Tensor& out) const {
     const ReduceArgs<T> args = {partial_, parts, n_, n_, running_, first, last, out.data, storage_of(out.dtype)};
-    context.run("reduce_parts", reduce_parts<T>, grid_for(n_), args);
+    run_reduce_parts(context, args);
   }
 
  private:
@@ -167,15 +180,14 @@ void weight_gradient_parts(const Context& context, const PackedWeights<S>& weigh
                                       pixels, parts.size,         partial};
   const dim3 grid(static_cast<unsigned>(ceil_div(count, kGradientTile)),
                   static_cast<unsigned>(ceil_div(rows, kGradientTile)), static_cast<unsigned>(parts.count));
-  context.run("weight_gradient", weight_gradient<S>, grid, args);
+  run_weight_gradient(context, grid, args);
 }
 
 template <class S>
 void parameter_gradient_parts(const Context& context, ParameterGradientArgs<S> args, const Parts& parts) {
   args.per_part = parts.size;
   const int64_t blocks = args.per_pixel ? ceil_div(args.pixels, kThreads) : parts.count;
-  context.run("parameter_gradient", parameter_gradient<S>,
-              dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(args.rows)), args);
+  run_parameter_gradient(context, dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(args.rows)), args);
 }
 
 }  // namespace fusecell::cuda

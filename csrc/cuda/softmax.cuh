@@ -41,7 +41,8 @@ struct SoftmaxLine {
   }
 
   __device__ __forceinline__ A largest() const {
-    A result = widen(args.known[at]);
+    // -inf, and not the first element: no lane reads what another may write, since `out` may be the same array.
+    A result = A(__builtin_bit_cast(float, 0xFF800000u));
     for_line([&](int64_t i, const Span& span) {
       A x[V];
       load(args.known + i, span, x);

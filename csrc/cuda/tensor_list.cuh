@@ -55,18 +55,18 @@ FUSECELL_DEVICE const typename List::Entry& entry_of_block(const List& list) {
   return list.entry[low];
 }
 
-// f(a value of the type that is stored)
-template <class F>
-FUSECELL_DEVICE void with_stored(Stored stored, F&& f) {
+// Op<the type that is stored>::run(arguments...). No generic lambda: CUDA 12's NVRTC takes one for a host function.
+template <template <class> class Op, class... Arguments>
+FUSECELL_DEVICE void with_stored(Stored stored, Arguments&&... arguments) {
   switch (stored) {
     case Stored::float32:
-      return f(float{});
+      return Op<float>::run(arguments...);
     case Stored::float64:
-      return f(double{});
+      return Op<double>::run(arguments...);
     case Stored::bfloat16:
-      return f(bfloat16{});
+      return Op<bfloat16>::run(arguments...);
     case Stored::float16:
-      return f(float16{});
+      return Op<float16>::run(arguments...);
   }
 }
 
@@ -127,6 +127,22 @@ FUSECELL_DEVICE void add_chunk(NormPart& part, const ListEntry<1>& entry) {
   });
 }
 
+template <class S>
+struct NormOfChunk {
+  static __device__ __forceinline__ void run(NormPart& part, const ListEntry<1>& entry, NormKind kind) {
+    switch (kind) {
+      case NormKind::one:
+        return add_chunk<NormKind::one, S>(part, entry);
+      case NormKind::two:
+        return add_chunk<NormKind::two, S>(part, entry);
+      case NormKind::infinity:
+        return add_chunk<NormKind::infinity, S>(part, entry);
+      case NormKind::largest_number:
+        return add_chunk<NormKind::largest_number, S>(part, entry);
+    }
+  }
+};
+
 // Of all the block's threads, in thread 0.
 FUSECELL_DEVICE NormPart fold_block(NormKind kind, NormPart part) {
   FUSECELL_SHARED(NormPart, of_warp, kThreads / 32);
@@ -151,19 +167,7 @@ struct NormPartialsArgs {
 __global__ void __launch_bounds__(kThreads) norm_partials(const NormPartialsArgs args) {
   const ListEntry<1>& entry = entry_of_block(args.list);
   NormPart part = {0, 0, 0};
-  with_stored(entry.stored, [&](auto s) {
-    using S = decltype(s);
-    switch (args.kind) {
-      case NormKind::one:
-        return add_chunk<NormKind::one, S>(part, entry);
-      case NormKind::two:
-        return add_chunk<NormKind::two, S>(part, entry);
-      case NormKind::infinity:
-        return add_chunk<NormKind::infinity, S>(part, entry);
-      case NormKind::largest_number:
-        return add_chunk<NormKind::largest_number, S>(part, entry);
-    }
-  });
+  with_stored<NormOfChunk>(entry.stored, part, entry, args.kind);
   part = fold_block(args.kind, part);
   if (threadIdx.x == 0) args.parts[blockIdx.x] = part;
 }
@@ -231,21 +235,25 @@ FUSECELL_DEVICE void change_chunk(const ListEntry<1>& entry, F&& f) {
   });
 }
 
-__global__ void __launch_bounds__(kThreads) rescale(const RescaleArgs args) {
-  const RescaleFactors by = rescale_factors(args);
-  const bool clamps = args.op == Rescale::clamp;
-  if (!clamps && by.before == 1.0 && by.factor == 1.0) return;
-  const ListEntry<1>& entry = entry_of_block(args.list);
-  with_stored(entry.stored, [&](auto s) {
-    using S = decltype(s);
-    using A = Accumulate<S>;
-    if (clamps) {
+template <class S>
+struct RescaleChunk {
+  using A = Accumulate<S>;
+  static __device__ __forceinline__ void run(const RescaleArgs& args, const RescaleFactors& by,
+                                             const ListEntry<1>& entry) {
+    if (args.op == Rescale::clamp) {
       const A limit = A(args.limit);
       change_chunk<S>(entry, [=](A x) { return clamp(x, -limit, limit); });
     } else {
       change_chunk<S>(entry, [=](A x) { return rescaled(by, x); });
     }
-  });
+  }
+};
+
+__global__ void __launch_bounds__(kThreads) rescale(const RescaleArgs args) {
+  const RescaleFactors by = rescale_factors(args);
+  if (args.op != Rescale::clamp && by.before == 1.0 && by.factor == 1.0) return;
+  const ListEntry<1>& entry = entry_of_block(args.list);
+  with_stored<RescaleChunk>(entry.stored, args, by, entry);
 }
 
 // ------------------------------------------------------------------------------------------------------- optimisers
@@ -295,16 +303,20 @@ FUSECELL_DEVICE void update_chunk(const UpdateArgs& args, const ListEntry<4>& en
   });
 }
 
-__global__ void __launch_bounds__(kThreads) update(const UpdateArgs args) {
-  const ListEntry<4>& entry = entry_of_block(args.list);
-  with_stored(entry.stored, [&](auto s) {
-    using S = decltype(s);
+template <class S>
+struct UpdateChunk {
+  static __device__ __forceinline__ void run(const UpdateArgs& args, const ListEntry<4>& entry) {
     if (args.rule == UpdateRule::adam) {
       update_chunk<S, UpdateRule::adam>(args, entry);
     } else {
       update_chunk<S, UpdateRule::sgd>(args, entry);
     }
-  });
+  }
+};
+
+__global__ void __launch_bounds__(kThreads) update(const UpdateArgs args) {
+  const ListEntry<4>& entry = entry_of_block(args.list);
+  with_stored<UpdateChunk>(entry.stored, args, entry);
 }
 
 static_assert(sizeof(NormPartialsArgs) <= 4096 && sizeof(RescaleArgs) <= 4096 && sizeof(UpdateArgs) <= 4096,

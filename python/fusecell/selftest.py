@@ -3,27 +3,93 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from fusecell import ops, reference
+from fusecell import _dispatch, ops, reference
 from fusecell._cases import ACTIVATIONS, CASES, Case, largest_error, run_case, upstream_of
-
-BACKENDS = {"cpu": ops}
-"""The backends of this build: a module with the functions of fusecell.ops for each."""
 
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 """The largest deviation from the reference, relative to each result's largest value."""
+
+
+class Emulated:
+    """The functions of fusecell.ops, with CUDA's kernels run on the host: a test build has them."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(ops, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with _dispatch.using("emulated"):
+                return function(*arguments, **options)
+
+        return call
+
+
+class OnGpu:
+    """The functions of fusecell.ops for NumPy arrays that are computed on by a GPU: sent there and fetched again."""
+
+    def __init__(self) -> None:
+        self._cupy = importlib.import_module("cupy")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(ops, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            sent = self._send(arguments)
+            result = self._fetch(function(*sent, **self._send(options)))
+            if name.endswith("_"):
+                self._copy_back(sent, arguments)
+            return result
+
+        return call
+
+    def _send(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return self._cupy.asarray(value)
+        if isinstance(value, dict):
+            return {key: self._send(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and any(isinstance(item, np.ndarray) for item in value):
+            return type(value)(map(self._send, value))
+        return value
+
+    def _fetch(self, value: Any) -> Any:
+        if isinstance(value, self._cupy.ndarray):
+            return value.get() if value.ndim else value.item()
+        if isinstance(value, dict):
+            return {key: self._fetch(item) for key, item in value.items()}
+        return type(value)(map(self._fetch, value)) if isinstance(value, (list, tuple)) else value
+
+    def _copy_back(self, sent: Any, given: Any) -> None:
+        if isinstance(given, np.ndarray):
+            given[...] = sent.get()
+        elif isinstance(given, (list, tuple)):
+            for item, target in zip(sent, given, strict=True):
+                self._copy_back(item, target)
+
+
+def backends() -> dict[str, Any]:
+    """The backends that work here: for each name something with the functions of fusecell.ops, on NumPy arrays."""
+    found: dict[str, Any] = {"cpu": ops}
+    for name, make in (("emulated", Emulated), ("cuda", OnGpu)):
+        with contextlib.suppress(_dispatch.NoCudaKernelsError, ImportError):
+            if _dispatch.Place(name).module.devices():
+                found[name] = make()
+    return found
+
 
 Row = tuple[str, str, str, int, float]  # op, backend, dtype, cases, largest error
 
 
 def _error_of_case(backend: str, case: Case, dtype: str) -> float:
     arguments = case.arguments(np.random.default_rng(zlib.crc32(str(case).encode())), dtype)
-    got = run_case(BACKENDS[backend], case, arguments, None)
+    got = run_case(backends()[backend], case, arguments, None)
     sent = [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))]
     expected = run_case(reference, case, arguments, sent)
     return max(largest_error(got.outputs, expected.outputs), largest_error(got.gradients, expected.gradients))
@@ -34,7 +100,7 @@ def _deviation(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _error_of_activations(backend: str, dtype: str) -> float:
-    module = BACKENDS[backend]
+    module = backends()[backend]
     x = np.concatenate([np.linspace(-30, 30, 4001), [0.0, -0.0, 1, -1, 2.5, -2.5, 3, -3, 1e4, -1e4]]).astype(dtype)
     dy = np.cos(np.arange(x.size)).astype(dtype)
     worst = 0.0
@@ -48,7 +114,7 @@ def _error_of_activations(backend: str, dtype: str) -> float:
 
 
 def _error_of_softmax(backend: str, dtype: str) -> float:
-    module = BACKENDS[backend]
+    module = backends()[backend]
     x = (5 * np.random.default_rng(0).standard_normal((3, 7, 5))).astype(dtype)
     dy = np.cos(np.arange(x.size)).reshape(x.shape).astype(dtype)
     y, expected = module.softmax_forward(x, axis=1), reference.softmax_forward(x, axis=1)
@@ -57,7 +123,7 @@ def _error_of_softmax(backend: str, dtype: str) -> float:
 
 
 def _error_of_clipping(backend: str, dtype: str) -> float:
-    module = BACKENDS[backend]
+    module = backends()[backend]
     rng = np.random.default_rng(0)
     gradients = [rng.standard_normal(shape).astype(dtype) for shape in ((3, 4), (70000,), (1,))]
     worst = 0.0
@@ -72,7 +138,7 @@ def _error_of_clipping(backend: str, dtype: str) -> float:
 def rows() -> Iterator[Row]:
     """One row per op, backend and dtype."""
     others = {"activation": _error_of_activations, "softmax": _error_of_softmax, "clipping": _error_of_clipping}
-    for backend in BACKENDS:
+    for backend in backends():
         for dtype in TOLERANCE:
             for op in ("conv_lstm", "lstm_gates", "conv2d"):
                 errors = [_error_of_case(backend, case, dtype) for case in CASES if case.op == op]
