@@ -96,8 +96,10 @@ def main() -> int:
     """Print the report."""
     build = Path(sys.argv[1])
     times, everything = seconds(build), Kernels()
-    objects = sorted(build.glob("CMakeFiles/fusecell_cuda_kernels.dir/**/*.o"))
-    for file in objects:
+    recipe = (build / "build.ninja").read_text()  # an object of a source that is gone may lie there still
+    for file in sorted(build.glob("CMakeFiles/fusecell_cuda_kernels.dir/**/*.o")):
+        if str(file.relative_to(build)) not in recipe:
+            continue
         dump = subprocess.run([cuobjdump(), "-res-usage", file], capture_output=True, text=True, check=True).stdout
         kernels = parse(subprocess.run(["c++filt"], input=dump, capture_output=True, text=True, check=True).stdout)
         time = times.get(str(file.relative_to(build)), float("nan"))
