@@ -30,4 +30,7 @@ FUSECELL_HD Philox4 philox_group(uint64_t seed, uint64_t offset, uint32_t stream
   return philox4x32({{uint32_t(position), uint32_t(position >> 32), stream, 0}}, uint32_t(seed), uint32_t(seed >> 32));
 }
 
+// A number below it: an event of this probability, to 2^-32.
+inline uint64_t bernoulli_threshold(double rate) { return static_cast<uint64_t>(rate * 4294967296.0 + 0.5); }
+
 }  // namespace fusecell

@@ -71,8 +71,13 @@ FUSECELL_HD UpdateFactors<S> update_factors(UpdateRule rule, const UpdateParamet
   return f;
 }
 
+#if defined(__CUDA_ARCH__)  // NVRTC has no builtins of these names, a host compiler needs a header without them
+FUSECELL_HD float square_root(float x) { return sqrtf(x); }
+FUSECELL_HD double square_root(double x) { return sqrt(x); }
+#else
 FUSECELL_HD float square_root(float x) { return __builtin_sqrtf(x); }
 FUSECELL_HD double square_root(double x) { return __builtin_sqrt(x); }
+#endif
 
 // `first` and `second` are the slots: velocity, or mean and square. Those that a rule has not are left alone.
 template <class S>

@@ -233,8 +233,7 @@ void update(const Update& args, const Launch& launch) {
 }
 
 void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Launch& launch) {
-  const auto threshold =
-      static_cast<uint64_t>(rate * 4294967296.0 + 0.5);  // floor: 1 with probability threshold / 2^32
+  const uint64_t threshold = bernoulli_threshold(rate);
   cpu::for_chunks(out.size(), launch.workers, [&](int64_t first, int64_t n, int64_t) {  // first is a multiple of 4
     for (int64_t i = first; i < first + n; i += 4) {
       const Philox4 numbers = philox_group(seed, offset, stream, static_cast<uint64_t>(i) / 4);

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/scalar.h"
+#include "cuda/packs.cuh"
 #include "problem/backend.h"
 
 namespace fusecell::cuda {
@@ -91,6 +92,19 @@ inline dim3 grid_for(int64_t n) {
 template <class... Pointers>
 bool all_aligned(int64_t row_bytes, const Pointers*... pointers) {
   return row_bytes % 16 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+inline Stored stored_as(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return Stored::float64;
+    case DType::bfloat16:
+      return Stored::bfloat16;
+    case DType::float16:
+      return Stored::float16;
+    default:
+      return Stored::float32;
+  }
 }
 
 // X(S) for every element type.

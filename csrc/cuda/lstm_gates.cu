@@ -49,8 +49,8 @@ struct BackwardPlan {
 // The sums of the blocks, for the parameters that are per channel.
 void reduce(const Context& context, const double* partial, int64_t blocks, int64_t stride, int64_t first,
             const Tensor& out) {
-  const Storage storage = storage_of(out.dtype);
-  const ReduceArgs<double> args = {partial + first, blocks, out.size(), stride, nullptr, true, true, out.data, storage};
+  const ReduceArgs<double> args = {partial + first,     blocks, out.size(), stride, nullptr, true, true, out.data,
+                                   stored_as(out.dtype)};
   run_reduce_parts(context, args);
 }
 

@@ -13,7 +13,7 @@ void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, u
                                     .size = out.size(),
                                     .seed = seed,
                                     .offset = offset,
-                                    .threshold = static_cast<uint64_t>(rate * 4294967296.0 + 0.5),
+                                    .threshold = bernoulli_threshold(rate),
                                     .stream = stream,
                                     .aligned = reinterpret_cast<uintptr_t>(out.data) % 4 == 0};
   context.run("bernoulli", cuda::bernoulli, cuda::grid_for(cuda::ceil_div(args.size, 4)), args);

@@ -136,19 +136,6 @@ class PackedWeights {
   Tap* tap_;
 };
 
-inline Storage storage_of(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return Storage::float64;
-    case DType::float16:
-      return Storage::float16;
-    case DType::bfloat16:
-      return Storage::bfloat16;
-    default:
-      return Storage::float32;
-  }
-}
-
 // A gradient that is summed in parts, over one chunk of samples or several.
 template <class T>
 class PartedGradient {
@@ -162,7 +149,7 @@ class PartedGradient {
 
   // Adds the parts of a chunk; the last chunk writes `out`.
   void add(const Context& context, int64_t parts, bool first, bool last, const Tensor& out) const {
-    const ReduceArgs<T> args = {partial_, parts, n_, n_, running_, first, last, out.data, storage_of(out.dtype)};
+    const ReduceArgs<T> args = {partial_, parts, n_, n_, running_, first, last, out.data, stored_as(out.dtype)};
     run_reduce_parts(context, args);
   }
 

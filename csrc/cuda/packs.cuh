@@ -1,5 +1,6 @@
 #pragma once
-// Which 16 bytes a thread takes, where an array is walked from its begin to its end.
+// Which 16 bytes a thread takes, where an array is walked from its begin to its end; and arrays whose type is known at
+// run time only.
 
 #include <cuda_runtime.h>
 
@@ -31,6 +32,24 @@ FUSECELL_DEVICE T fold_lanes(T value, Fold&& fold) {
     value = fold(value, device::shuffle_xor(value, distance));
   }
   return value;
+}
+
+// -------------------------------------------------------------------------------------------- a type at run time
+enum class Stored : uint8_t { float32, float64, bfloat16, float16 };
+
+// Op<the type that is stored>::run(arguments...). No generic lambda: CUDA 12's NVRTC takes one for a host function.
+template <template <class> class Op, class... Arguments>
+FUSECELL_DEVICE void with_stored(Stored stored, Arguments&&... arguments) {
+  switch (stored) {
+    case Stored::float32:
+      return Op<float>::run(arguments...);
+    case Stored::float64:
+      return Op<double>::run(arguments...);
+    case Stored::bfloat16:
+      return Op<bfloat16>::run(arguments...);
+    case Stored::float16:
+      return Op<float16>::run(arguments...);
+  }
 }
 
 }  // namespace fusecell::cuda

@@ -11,19 +11,6 @@
 namespace fusecell::backend {
 namespace {
 
-cuda::Stored stored_as(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return cuda::Stored::float64;
-    case DType::bfloat16:
-      return cuda::Stored::bfloat16;
-    case DType::float16:
-      return cuda::Stored::float16;
-    default:
-      return cuda::Stored::float32;
-  }
-}
-
 int64_t blocks_of(const Tensor& tensor) { return cuda::ceil_div(tensor.size(), cuda::kListChunk); }
 
 int64_t blocks_of(const std::vector<Tensor>& tensors) {
@@ -36,7 +23,7 @@ cuda::ListEntry<1> entry_of(const Tensor& tensor) {
   return {.data = {tensor.data},
           .size = tensor.size(),
           .first_block = 0,
-          .stored = stored_as(tensor.dtype),
+          .stored = cuda::stored_as(tensor.dtype),
           .aligned = cuda::all_aligned(0, tensor.data)};
 }
 
@@ -49,7 +36,7 @@ cuda::ListEntry<4> entry_of(const Update& update, size_t i) {
   return {.data = {value.data, gradient, first, second},
           .size = value.size(),
           .first_block = 0,
-          .stored = stored_as(value.dtype),
+          .stored = cuda::stored_as(value.dtype),
           .aligned = cuda::all_aligned(0, value.data, gradient, first, second)};
 }
 

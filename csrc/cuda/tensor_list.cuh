@@ -18,8 +18,6 @@ namespace fusecell::cuda {
 // Elements a block: 61 blocks for half a million of them, and still only a thousand partial norms for eight million.
 constexpr int64_t kListChunk = 8192;
 
-enum class Stored : uint8_t { float32, float64, bfloat16, float16 };
-
 // Arrays of one size and dtype that belong together.
 template <int kArrays>
 struct ListEntry {
@@ -53,21 +51,6 @@ FUSECELL_DEVICE const typename List::Entry& entry_of_block(const List& list) {
     }
   }
   return list.entry[low];
-}
-
-// Op<the type that is stored>::run(arguments...). No generic lambda: CUDA 12's NVRTC takes one for a host function.
-template <template <class> class Op, class... Arguments>
-FUSECELL_DEVICE void with_stored(Stored stored, Arguments&&... arguments) {
-  switch (stored) {
-    case Stored::float32:
-      return Op<float>::run(arguments...);
-    case Stored::float64:
-      return Op<double>::run(arguments...);
-    case Stored::bfloat16:
-      return Op<bfloat16>::run(arguments...);
-    case Stored::float16:
-      return Op<float16>::run(arguments...);
-  }
 }
 
 // f(first element, span) for this thread's share of this block's chunk of the entry.

@@ -4,6 +4,7 @@
 
 #include "cell/gates.h"
 #include "cuda/gather.cuh"
+#include "cuda/packs.cuh"
 
 namespace fusecell::cuda {
 
@@ -170,8 +171,6 @@ __global__ void __launch_bounds__(kThreads) parameter_gradient(const ParameterGr
 }
 
 // ---------------------------------------------------------------------------------------------------- adding the parts
-enum class Storage : int { float32, float64, float16, bfloat16 };
-
 template <class T>
 struct ReduceArgs {
   const T* partial;  // [parts][stride], of which the first n are taken
@@ -179,7 +178,14 @@ struct ReduceArgs {
   T* running;        // [n]: the chunks before, which this one joins; null: there is one chunk only
   bool first, last;  // of the chunks
   void* out;         // [n], written at the last
-  Storage storage;
+  Stored stored;
+};
+
+template <class S>
+struct StoreSum {
+  static __device__ __forceinline__ void run(void* out, int64_t i, double sum) {
+    static_cast<S*>(out)[i] = narrow<S>(Accumulate<S>(sum));
+  }
 };
 
 template <class T>
@@ -192,20 +198,7 @@ __global__ void __launch_bounds__(kThreads) reduce_parts(const ReduceArgs<T> arg
     args.running[i] = T(sum);
     return;
   }
-  switch (args.storage) {
-    case Storage::float32:
-      static_cast<float*>(args.out)[i] = float(sum);
-      break;
-    case Storage::float64:
-      static_cast<double*>(args.out)[i] = sum;
-      break;
-    case Storage::float16:
-      static_cast<float16*>(args.out)[i] = narrow<float16>(float(sum));
-      break;
-    case Storage::bfloat16:
-      static_cast<bfloat16*>(args.out)[i] = narrow<bfloat16>(float(sum));
-      break;
-  }
+  with_stored<StoreSum>(args.stored, args.out, i, sum);
 }
 
 }  // namespace fusecell::cuda
