@@ -74,7 +74,7 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
 }
 
 template <class S, class Act>
-__global__ void __launch_bounds__(kThreads, 1) backward_step(const BackwardStepArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) backward_step(const BackwardStepArgs<S> args) {
   using A = Accumulate<S>;
   FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
   FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);

@@ -72,7 +72,7 @@ FUSECELL_DEVICE void finish_step(const ForwardStepArgs<S>& args, const Tile<S>& 
 }
 
 template <class S, class Act>
-__global__ void __launch_bounds__(kThreads, 1) forward_step(const ForwardStepArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) forward_step(const ForwardStepArgs<S> args) {
   using A = Accumulate<S>;
   FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
   FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);

@@ -27,7 +27,7 @@ struct PackArgs {
 constexpr int32_t kNowhere = INT32_MIN / 2;  // outside of every image, whatever is added to it
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, 1) pack_weights(const PackArgs<S> args) {
+__global__ void __launch_bounds__(kThreads) pack_weights(const PackArgs<S> args) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, k = quotient(i, args.padded_rows);
   const int64_t row = i - k * args.padded_rows, kernel = args.kernel[0] * args.kernel[1];
   if (k >= args.padded_taps) return;
@@ -64,7 +64,7 @@ struct ConvolutionArgs {
 
 // out = (convolution + bias) mask + carry
 template <class S>
-__global__ void __launch_bounds__(kThreads, 1) correlate(const ConvolutionArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) correlate(const ConvolutionArgs<S> args) {
   using A = Accumulate<S>;
   constexpr int V = kEndPack<S>;
   FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);

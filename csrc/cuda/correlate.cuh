@@ -30,6 +30,10 @@ static_assert((1 << kPixelsShift<float>) == kPixelsPerThread<float> &&
 static_assert(2 * kPixelBuffer<float> == kTileValues<float> && 2 * kPixelBuffer<double> == kTileValues<double>,
               "the finished tile takes the place of the two pixel buffers");
 
+// Of a multiprocessor: two blocks hide each other's waits, where the registers of float64 leave room for one.
+template <class S>
+constexpr int kBlocksAtOnce = sizeof(Accumulate<S>) == 4 ? 2 : 1;
+
 template <class S>
 struct Operand {
   Images<S> images;

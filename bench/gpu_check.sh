@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call: less than 9 minutes, and no network.
+#
+#   bench/gpu_check.sh FOLDER
+#
+# Builds fusecell for the GPU of this machine, beside any other installation; then, at the same time, the tests and
+# compute-sanitizer; then, alone, the benchmark. A step that fails or takes too long does not stop the next ones.
+# FOLDER gets a log of each step, gpu.json and summary.txt, which is also what is printed last. The exit status is the
+# number of steps that failed.
+#
+# Needs nvcc (on PATH or in /usr/local/cuda) and a python3 with the build's requirements (scikit-build-core, pybind11,
+# cmake, ninja), fusecell's, CuPy, ml_dtypes, pytest and hypothesis; the benchmark needs torch besides.
+set -uo pipefail
+
+if [ $# -ne 1 ]; then
+  echo "usage: $0 FOLDER" >&2
+  exit 64
+fi
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 64
+cd "$(dirname "$0")/.." || exit 64
+
+python=${PYTHON:-python3}
+site=$PWD/build/gpu-check/installed
+summary=$out/summary.txt
+: > "$summary"
+# The checks end here, whatever they have done, so that the benchmark has its time.
+readonly checks_end=300 end=520 bench_seconds=180
+
+say() { printf '%s\n' "$*" | tee -a "$summary"; }
+
+# step NAME END LIMIT LOG COMMAND...: for at most LIMIT seconds, and not beyond second END of this call.
+step() {
+  local name=$1 until=$2 limit=$3 log=$out/$4 start=$SECONDS status verdict
+  shift 4
+  if ((limit > until - SECONDS)); then limit=$((until - SECONDS)); fi
+  if ((limit < 10)); then
+    say "$(printf '%-12s NOT RUN   no time was left' "$name")"
+    return 1
+  fi
+  printf '===> %s\n' "$*" >> "$log"
+  timeout -k 10 "$limit" "$@" >> "$log" 2>&1 < /dev/null
+  status=$?
+  verdict=ok
+  if ((status == 124 || status == 137)); then
+    verdict="TIMEOUT"
+  elif ((status != 0)); then
+    verdict="FAILED"
+  fi
+  say "$(printf '%-12s %-8s %4d s  %s' "$name" "$verdict" $((SECONDS - start)) "$(last_words "$log")")"
+  ((status == 0))
+}
+
+# What pytest, the sanitizers, the self test and pip close with.
+last_words() {
+  grep -E '^=+ .* in [0-9.]+s|SUMMARY: |tolerance$|^Successfully|[Ee]rror: ' "$1" | tail -n 1 | cut -c 1-110
+}
+
+# ------------------------------------------------------------------------------------------------- what there is
+if ! command -v nvcc > /dev/null; then PATH=$PATH:/usr/local/cuda/bin; fi
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | head -n 1)
+gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader | head -n 1)
+say "GPU: ${gpu:-none}"
+say "$("$python" --version), $(nvcc --version | grep release)"
+say "commit: $(git rev-parse --short HEAD 2> /dev/null || echo unknown)"
+case ${gpu##*, } in
+  9.0) architecture=90a-real ;; # with what only an sm_90 has
+  [0-9]*.[0-9]) architecture=$(printf '%s' "${gpu##*, }" | tr -d .)-real ;;
+  *) architecture=native ;;
+esac
+
+# --------------------------------------------------------------------------------------------------------- build
+export PYTHONUNBUFFERED=1
+rm -rf "$site"
+if ! FUSECELL_CUDA=on FUSECELL_CUDA_ARCHITECTURES=$architecture SKBUILD_BUILD_DIR=build/gpu-check \
+  step build "$checks_end" 200 build.log "$python" -m pip install --disable-pip-version-check --no-input --no-index \
+  --no-build-isolation --no-deps --target "$site" .; then
+  tail -n 40 "$out/build.log"
+  say "without a build there is nothing to check"
+  cat "$summary"
+  exit 99
+fi
+export PYTHONPATH=$site
+
+# -------------------------------------------------------------------------------------------------------- checks
+# Plugins that happen to be installed are left out, and their warnings and those of libraries are no errors here: which
+# versions this machine has is not this project's choice.
+tests() {
+  local failed=0
+  step info "$checks_end" 60 tests.log "$python" -m fusecell.cli info || failed=1
+  step selftest "$checks_end" 100 tests.log "$python" -m fusecell.cli selftest || ((failed += 1))
+  PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 step tests "$checks_end" 200 tests.log "$python" -m pytest -q -W default \
+    -p no:cacheprovider -o faulthandler_timeout=60 -k 'gpu or cuda' tests/gpu tests/test_cases.py \
+    tests/test_half_precision.py tests/test_activations.py tests/test_clipping.py tests/test_updates.py ||
+    ((failed += 1))
+  return "$failed"
+}
+
+# A hazard that racecheck calls a warning counts, too; its exit status may not say so.
+sanitize() { # TOOL OPTION...
+  local tool=$1
+  shift
+  step "$tool" "$checks_end" 100 "$tool.log" "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 50 "$@" \
+    "$python" tests/gpu/smoke.py || return 1
+  if ! grep -q 'SUMMARY: 0 ' "$out/$tool.log"; then
+    say "$tool: no clean summary in $tool.log"
+    return 1
+  fi
+}
+
+sanitizers() {
+  local failed=0
+  if [ -z "$sanitizer" ]; then
+    say "compute-sanitizer: not found"
+    return 1
+  fi
+  sanitize racecheck || ((failed += 1))
+  # What CuPy tries and handles itself is no error.
+  sanitize memcheck --report-api-errors no || ((failed += 1))
+  sanitize initcheck || ((failed += 1))
+  return "$failed"
+}
+
+sanitizers &
+background=$!
+failed=0
+tests || ((failed += $?))
+wait "$background" || ((failed += $?))
+
+# ----------------------------------------------------------------------------------------------------- benchmark
+step benchmark "$end" $((bench_seconds + 35)) bench.log "$python" bench/gpu.py --seconds "$bench_seconds" \
+  --json "$out/gpu.json" || ((failed += 1))
+sed -n '/^| what/,$p' "$out/bench.log" >> "$summary"
+say "$failed failed, $SECONDS s in all"
+
+printf '\n%s\n' "---------------------------------------------------------------------------------------- summary"
+if ((failed > 0)); then
+  grep -hE '^(FAILED|ERROR) |^E  |^========= (ERROR|Error|Invalid|Race)' "$out"/*.log | sort | uniq -c | head -n 25
+fi
+cat "$summary"
+exit "$failed"
