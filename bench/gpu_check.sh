@@ -56,8 +56,8 @@ last_words() {
 }
 
 # ------------------------------------------------------------------------------------------------- what there is
-if ! command -v nvcc > /dev/null; then PATH=$PATH:/usr/local/cuda/bin; fi
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | head -n 1)
+PATH=$PATH:/usr/local/cuda/bin
+sanitizer=$(command -v compute-sanitizer)
 gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader | head -n 1)
 say "GPU: ${gpu:-none}"
 say "$("$python" --version), $(nvcc --version | grep release)"

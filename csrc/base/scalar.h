@@ -86,4 +86,24 @@ FUSECELL_HD S narrow(Accumulate<S> x) {
   return narrow_to(x, static_cast<const S*>(nullptr));
 }
 
+// Two at once, the first in the low half: one conversion instead of two, and at a higher rate.
+FUSECELL_HD uint32_t narrow_two(float low, float high, const bfloat16*) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return narrow<bfloat16>(low).bits | uint32_t(narrow<bfloat16>(high).bits) << 16;
+#endif
+}
+FUSECELL_HD uint32_t narrow_two(float low, float high, const float16*) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return narrow<float16>(low).bits | uint32_t(narrow<float16>(high).bits) << 16;
+#endif
+}
+
 }  // namespace fusecell

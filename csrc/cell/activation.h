@@ -47,7 +47,7 @@ FUSECELL_HD S identity_adjoint(S y, S dy) {
 template <class S>
 FUSECELL_HD S sigmoid(S x) {  // e = exp(-|x|) <= 1 keeps both tails accurate
   const S e = exp_of_negative(-abs_(x));
-  return (x < S(0) ? e : S(1)) / (S(1) + e);
+  return quotient_of(x < S(0) ? e : S(1), S(1) + e);
 }
 template <class S>
 FUSECELL_HD S sigmoid_adjoint(S y, S dy) {
@@ -57,7 +57,7 @@ FUSECELL_HD S sigmoid_adjoint(S y, S dy) {
 template <class S>
 FUSECELL_HD S tanh_(S x) {  // -expm1(-2|x|) / (2 + expm1(-2|x|)): no cancellation near 0
   const S t = expm1_of_negative(S(-2) * abs_(x));
-  return with_sign_of(-t / (S(2) + t), x);
+  return with_sign_of(quotient_of(-t, S(2) + t), x);
 }
 template <class S>
 FUSECELL_HD S tanh_adjoint(S y, S dy) {
@@ -86,7 +86,7 @@ FUSECELL_HD S elu_adjoint(S x, S alpha, S dy) {
 template <class S>
 FUSECELL_HD S softsign(S x) {
   const S a = abs_(x);
-  return a > S(1e30) ? with_sign_of(S(1), x) : x / (S(1) + a);  // inf / inf would be NaN
+  return a > S(1e30) ? with_sign_of(S(1), x) : quotient_of(x, S(1) + a);  // inf / inf would be NaN
 }
 template <class S>
 FUSECELL_HD S softsign_adjoint(S x, S dy) {

@@ -95,7 +95,18 @@ FUSECELL_DEVICE void load(const T* from, const Span& span, A (&to)[V]) {
 
 template <class T, int V, class A>
 FUSECELL_DEVICE void store(T* to, const Span& span, const A (&from)[V]) {
-  if (span.whole) {
+  if (!span.whole) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (j < span.count) to[j] = narrow<T>(from[j]);
+    }
+  } else if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+    Chunk<uint32_t, V / 2> chunk;
+    static_assert(sizeof(chunk) <= 16);
+#pragma unroll
+    for (int j = 0; j < V; j += 2) chunk.element[j / 2] = narrow_two(from[j], from[j + 1], to);
+    *reinterpret_cast<Chunk<T, V>*>(to) = __builtin_bit_cast(Chunk<T, V>, chunk);
+  } else {
     constexpr int kEach = int(sizeof(T)) * V < 16 ? V : 16 / int(sizeof(T));
 #pragma unroll
     for (int first = 0; first < V; first += kEach) {
@@ -103,11 +114,6 @@ FUSECELL_DEVICE void store(T* to, const Span& span, const A (&from)[V]) {
 #pragma unroll
       for (int j = 0; j < kEach; ++j) chunk.element[j] = narrow<T>(from[first + j]);
       *reinterpret_cast<Chunk<T, kEach>*>(to + first) = chunk;
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      if (j < span.count) to[j] = narrow<T>(from[j]);
     }
   }
 }

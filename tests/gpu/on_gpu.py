@@ -55,8 +55,13 @@ def bits(arrays: Sequence[Any]) -> list[bytes]:
     return [array.get().tobytes() for array in arrays]
 
 
+def put(to: Any, source: Any) -> None:
+    """Copy an array's bits: CuPy need not know how to compute on the dtype."""
+    to.view(np.uint8)[...] = source.view(np.uint8)
+
+
 class Sequence5D:
-    """A ConvLSTM of some size, its inputs and the gradient that is sent back; 2 channel tiles, no round extents."""
+    """A ConvLSTM of no round extents, its inputs, and the gradient that is sent back."""
 
     def __init__(self, rng: np.random.Generator, dtype: Any = np.float32) -> None:
         steps, batch, inputs, channels, size = 4, 2, 3, 20, 18

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from on_gpu import bits, cupy, normal, wait
+from on_gpu import bits, cupy, normal, put, wait
 
 from fusecell import ops
 
@@ -18,8 +18,8 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias")
 class Captured:
     """What `body` enqueues, as a graph.
 
-    The memory that a capture takes belongs to the graph for as long as that lives, though Python frees the arrays: so it
-    comes from a pool that nobody else asks. A first call compiles CuPy's kernels, loads fusecell's, and leaves that
+    The memory that a capture takes belongs to the graph for as long as that lives, though Python frees the arrays: so
+    it comes from a pool that nobody else asks. A first call compiles CuPy's kernels, loads fusecell's, and leaves that
     pool with the blocks that the capture then takes; where it needs more, CuPy's mode of capture (relaxed) permits it.
     """
 
@@ -58,7 +58,7 @@ class Training:
 
     def reset(self) -> None:
         for now, start in zip(self.parameters, self.start, strict=True):
-            now[...] = start
+            put(now, start)
         for slot in (*self.means, *self.squares, self.count):
             slot.fill(0)
         wait()
@@ -76,7 +76,7 @@ class Training:
         self.reset()
         found = []
         for x in self.inputs:
-            self.x[...] = x
+            put(self.x, x)
             wait()
             found.append(bits([*step(), *self.parameters, *self.means, *self.squares, self.count]))
         return found
@@ -117,8 +117,8 @@ def test_clipping_and_an_update_of_200_tensors_of_all_dtypes(rng: np.random.Gene
 
     def from_the_start(run: Callable[[], Any]) -> list[bytes]:
         for a, b, v, s in zip(gradients, parameters, velocities, start, strict=True):
-            a[...] = s
-            b[...] = s
+            put(a, s)
+            put(b, s)
             v.fill(0)
         wait()
         norm = run()

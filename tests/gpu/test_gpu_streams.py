@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from on_gpu import Sequence5D, bits, cupy, normal, spin, wait
+from on_gpu import Sequence5D, bits, cupy, normal, put, spin, wait
 
 from fusecell import ops
 
@@ -46,13 +46,14 @@ def test_the_same_bits_from_two_threads(rng: np.random.Generator) -> None:
 def test_in_order_behind_what_the_stream_has_to_do(rng: np.random.Generator) -> None:
     problem = Sequence5D(rng)
     expected, late = bits(problem.run()), problem.x.copy()
+    wait()
     current = stream()
     with current:
         problem.run()  # so that the pool of this stream has the memory already
         problem.x.fill(0)
         current.synchronize()
         spin(0.2)
-        problem.x[...] = late
+        put(problem.x, late)
         result = problem.run()
     assert bits(result) == expected
 
