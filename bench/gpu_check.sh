@@ -134,7 +134,7 @@ say "$failed failed, $SECONDS s in all"
 
 printf '\n%s\n' "---------------------------------------------------------------------------------------- summary"
 if ((failed > 0)); then
-  grep -hE '^(FAILED|ERROR) |^E  |^========= (ERROR|Error|Invalid|Race)' "$out"/*.log | sort | uniq -c | head -n 25
+  grep -hE '^(FAILED|ERROR) |^E  |^[0-9:]+ FAILED|^========= (Error:|Invalid|Race|Uninit)' "$out"/*.log | cut -c 1-160 | sort | uniq -c | head -n 25
 fi
 cat "$summary"
 exit "$failed"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fusecell import reference
+from fusecell.selftest import OnGpu
 
 NORMS = [1.0, 2.0, math.inf]
 
@@ -136,6 +137,8 @@ def test_nothing_to_clip(backend: Any) -> None:
 
 
 def test_an_array_that_stands_twice_in_the_list_is_refused(backend: Any) -> None:
+    if isinstance(backend, OnGpu):
+        pytest.skip("it sends a copy of each array; tests/gpu has this on CuPy arrays")
     base = np.arange(12.0)
     interleaved = [base[::2], base[1::2]]
     backend.clip_by_global_norm_(interleaved, 1e9)  # neighbours in memory, but nothing shared

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusecell import reference
+from fusecell import ops, reference
 
 SHAPES = [(70_001,), (3, 4), (0,), (1,), ()]
 
@@ -85,10 +85,16 @@ def test_bad_calls_change_nothing(backend: Any) -> None:
         (lambda: backend.sgd_update_(p, g, [np.ones(2)], lr=1.0), ValueError, r"velocities\[0\]: expected \(3,\)"),
         (lambda: backend.adam_update_(p, g, g, [], step=1, lr=1.0), TypeError, "squares: expected arrays"),
         (lambda: backend.adam_update_(p, g, g, g, step=0, lr=1.0), ValueError, "step: expected an integer from 1"),
-        (lambda: backend.sgd_update_([*p, *p], [*g, *g], lr=1.0), ValueError, "expected memory of its own"),
         (lambda: backend.sgd_update_(p, g, lr="fast"), TypeError, "lr: expected a number"),
         (lambda: backend.sgd_update_(p, g, lr=1.0, norm=1.0), TypeError, "max_norm: expected a number"),
     ]:  # fmt: skip
         with pytest.raises(error, match=message):
             call()
+    assert not p[0].any()
+
+
+def test_a_parameter_that_stands_twice_is_refused() -> None:
+    p, g = [np.zeros(3)], [np.ones(3)]
+    with pytest.raises(ValueError, match=r"parameters\[1\]: expected memory of its own"):
+        ops.sgd_update_([*p, *p], [*g, *g], lr=1.0)
     assert not p[0].any()

@@ -43,7 +43,7 @@ class OnGpu:
 
         def call(*arguments: Any, **options: Any) -> Any:
             sent = self._send(arguments)
-            result = self._fetch(function(*sent, **self._send(options)))
+            result = self._fetch(function(*sent, **self._send(options)), as_numbers="norm" in name or "clip" in name)
             if name.endswith("_"):
                 self._copy_back(sent, arguments)
             return result
@@ -55,16 +55,16 @@ class OnGpu:
             return self._cupy.asarray(value)
         if isinstance(value, dict):
             return {key: self._send(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)) and any(isinstance(item, np.ndarray) for item in value):
-            return type(value)(map(self._send, value))
-        return value
+        return type(value)(map(self._send, value)) if isinstance(value, (list, tuple)) else value
 
-    def _fetch(self, value: Any) -> Any:
+    def _fetch(self, value: Any, as_numbers: bool = False) -> Any:
         if isinstance(value, self._cupy.ndarray):
-            return value.get() if value.ndim else value.item()
+            return value.item() if as_numbers else value.get()
         if isinstance(value, dict):
             return {key: self._fetch(item) for key, item in value.items()}
-        return type(value)(map(self._fetch, value)) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._fetch(item, as_numbers) for item in value)
+        return value
 
     def _copy_back(self, sent: Any, given: Any) -> None:
         if isinstance(given, np.ndarray):

@@ -71,7 +71,7 @@ class Training:
         ops.adam_update_(self.parameters, gradients, self.means, self.squares, step=self.count, lr=1e-2)
         return [y, norm]
 
-    def train(self, step: Callable[[], list[Any]]) -> list[list[bytes]]:
+    def train(self, step: Callable[[], list[Any]]) -> list[list[str]]:
         """Every bit of every step on the inputs, one after the other, from the start."""
         self.reset()
         found = []
@@ -115,7 +115,7 @@ def test_clipping_and_an_update_of_200_tensors_of_all_dtypes(rng: np.random.Gene
         ops.sgd_update_(parameters, gradients, velocities, lr=0.1, momentum=0.9, norm=norm, max_norm=1.0)
         return ops.clip_by_global_norm_(gradients, 2.0)
 
-    def from_the_start(run: Callable[[], Any]) -> list[bytes]:
+    def from_the_start(run: Callable[[], Any]) -> list[str]:
         for a, b, v, s in zip(gradients, parameters, velocities, start, strict=True):
             put(a, s)
             put(b, s)

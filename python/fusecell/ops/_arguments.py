@@ -15,35 +15,47 @@ from fusecell._typing import Array
 
 def as_array(name: str, value: Any) -> Array:
     """The array itself, or a copy of it that is C-contiguous, aligned and native. From a GPU: a CuPy array."""
+    return contiguous(as_view(name, value))
+
+
+def as_view(name: str, value: Any) -> Array:
+    """A NumPy array as it is; what lies on a GPU as a CuPy array of the same memory."""
     if not isinstance(value, np.ndarray):
-        return _from_gpu(name, value)
+        return _view_on_gpu(name, value)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(value).__module__}.{type(value).__qualname__}")
     if value.dtype.hasobject or value.dtype.fields is not None:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
-    if value.flags.c_contiguous and value.flags.aligned and value.dtype.isnative:
-        return value
-    return np.array(value, dtype=value.dtype.newbyteorder("="), order="C", copy=True)
+    return value
+
+
+def contiguous(array: Array) -> Array:
+    """The array itself, or a copy of it that is C-contiguous, aligned and native."""
+    if not isinstance(array, np.ndarray):
+        if array.flags.c_contiguous:
+            return array
+        with array.device:
+            return array.copy(order="C")
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return array
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
 
 
 _CUDA_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
-def _from_gpu(name: str, value: Any) -> Array:
-    """What lies on a GPU, as a contiguous CuPy array of the same memory where that is possible."""
+def _view_on_gpu(name: str, value: Any) -> Array:
     kind = type(value)
-    of_cupy = kind.__module__.partition(".")[0] == "cupy" and hasattr(value, "flags")
+    if kind.__module__.partition(".")[0] == "cupy" and hasattr(value, "flags"):
+        return value  # type: ignore[no-any-return]
     speaks_dlpack = hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _CUDA_DEVICES
-    if not (of_cupy or speaks_dlpack or hasattr(kind, "__cuda_array_interface__")):
+    if not (speaks_dlpack or hasattr(kind, "__cuda_array_interface__")):
         raise TypeError(
             f"{name}: expected a NumPy array or an array on a GPU, got {kind.__module__}.{kind.__qualname__}"
         )
     cupy = require("cupy", "an array on a GPU")
-    if not of_cupy:
-        value = cupy.from_dlpack(value) if speaks_dlpack else cupy.asarray(value)
-    with value.device:
-        array: Array = cupy.ascontiguousarray(value)
-    return array
+    view: Array = cupy.from_dlpack(value) if speaks_dlpack else cupy.asarray(value)
+    return view
 
 
 def as_optional_array(name: str, value: Any) -> Array | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusecell import _dispatch
 from fusecell._typing import Array
-from fusecell.ops._arguments import as_array, as_flag, as_number
+from fusecell.ops._arguments import as_flag, as_number, as_view, contiguous
 
 Number = float | Array
 """A Python number for arrays on the host, an array on the GPU for those that lie there."""
@@ -27,28 +27,23 @@ class _Gradients:
         given = value if isinstance(value, (list, tuple)) else [value]
         if not (isinstance(value, (list, tuple)) or hasattr(value, "dtype")):
             raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__name__}")
-        self.work = [as_array(f"{name}[{i}]", g) for i, g in enumerate(given)]
-        self.given = list(given)
-        self.place = _dispatch.place_of({f"{name}[{i}]": a for i, a in enumerate(self.work)})
-        for i, (g, a) in enumerate(zip(given, self.work, strict=True)):
-            if not (a.dtype.kind == "f" or a.dtype.name == "bfloat16"):
-                raise TypeError(f"{name}[{i}]: expected dtype float32 or float64, got {a.dtype}")
-            if in_place and isinstance(g, np.ndarray) and not g.flags.writeable:
+        self._views = [as_view(f"{name}[{i}]", g) for i, g in enumerate(given)]
+        self.place = _dispatch.place_of({f"{name}[{i}]": view for i, view in enumerate(self._views)})
+        for i, view in enumerate(self._views):
+            if not (view.dtype.kind == "f" or view.dtype.name == "bfloat16"):
+                raise TypeError(f"{name}[{i}]: expected dtype float32 or float64, got {view.dtype}")
+            if in_place and isinstance(view, np.ndarray) and not view.flags.writeable:
                 raise ValueError(f"{name}[{i}]: expected a writable array, got a read-only one")
         if in_place:
-            _refuse_overlap(self.given if self.place.backend != "cuda" else self.work, name)
+            _refuse_overlap(self._views, name)
+        self.work = [contiguous(view) for view in self._views]
 
     def copy_back(self) -> None:
         """Bring the results to where the caller has them."""
-        for target, result in zip(self.given, self.work, strict=True):
-            if target is result:
-                continue
-            if isinstance(target, np.ndarray):
-                np.copyto(target, result)
-            else:
+        for view, result in zip(self._views, self.work, strict=True):
+            if view is not result:
                 with self.place.active():
-                    namespace = self.place.namespace
-                    (target if hasattr(target, "data") else namespace.asarray(target))[...] = result
+                    view[...] = result
 
     def number(self, array: Array) -> Number:
         """float64 [1] as what the caller gets."""
