@@ -18,7 +18,11 @@ def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("isa", _dispatch.build_info()["isas_usable"])
 def test_selftest_on(isa: str) -> None:
-    code = "from fusecell import _dispatch, selftest; print(_dispatch.build_info()['isa']); exit(selftest.main(None))"
+    code = """
+from fusecell import _dispatch, cli
+print(_dispatch.build_info()["isa"], flush=True)
+raise SystemExit(cli.main(["selftest", "--backend", "cpu"]))
+"""
     done = run(isa, "-c", code)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"{isa}\n")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fusecell
-from fusecell import _cpu, _dispatch, info, ops, reference, selftest
+from fusecell import _cpu, _dispatch, cli, info, ops, reference, selftest
 
 PACKAGE = Path(fusecell.__file__).parent
 
@@ -53,8 +53,11 @@ def test_selftest_fails_when_an_op_is_wrong(
 ) -> None:
     right = ops.softmax_forward
     monkeypatch.setattr(ops, "softmax_forward", lambda x, axis=-1: right(x, axis) * 1.001)
-    assert selftest.main(None) == 1  # type: ignore[arg-type]
-    assert "FAILED" in capsys.readouterr().out
+    assert cli.main(["selftest"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAILED") == 2 * len(selftest.backends()), "two dtypes on every backend"
+    assert cli.main(["selftest", "--backend", "tpu"]) == 2
+    assert "expected one that works here (cpu" in capsys.readouterr().err
 
 
 def test_the_example_learns() -> None:

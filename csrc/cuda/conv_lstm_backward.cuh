@@ -34,7 +34,8 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
   const int64_t in_sample = channel * P + p, at = b * C * P + in_sample, at_gate = b * 4 * C * P + in_sample;
 
   CellGradient<S, V> gradient;
-  A mask[V], dy[V];
+  A mask[V], dy[V], through[V];
+  load(tile.at(channel_in_tile, in_tile), span, through);
   if (args.first) {
     load_or_zero(shifted(args.dh_first, at), span, gradient.dh);
     load_or_zero(shifted(args.dc_first, at), span, gradient.dc);
@@ -45,8 +46,7 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
   if (args.dropout_mask) load(args.dropout_mask + at, span, mask);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    const A through = j < span.count ? tile.values[channel_in_tile * tile.width() + in_tile + j] : A(0);
-    gradient.dh[j] += args.dropout_mask ? through * mask[j] : through;
+    gradient.dh[j] += args.dropout_mask ? through[j] * mask[j] : through[j];
   }
   if (args.lengths && args.time >= args.lengths[b]) {  // the state went through unchanged
 #pragma unroll

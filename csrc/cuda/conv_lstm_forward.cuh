@@ -56,12 +56,7 @@ FUSECELL_DEVICE void finish_step(const ForwardStepArgs<S>& args, const Tile<S>& 
   const A* c_before = shifted(c_image, in_sample);
   A z[4][V];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      z[k][j] = j < span.count ? tile.values[(4 * channel_in_tile + k) * tile.width() + in_tile + j] : A(0);
-    }
-  }
+  for (int k = 0; k < 4; ++k) load(tile.at(4 * channel_in_tile + k, in_tile), span, z[k]);
   const S* h_before = args.cell.flags.zoneout_h ? shifted(image_of(args.h_before, b, same), in_sample) : nullptr;
   const CellInputs<S> in = {c_before, h_before, shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
   const bool last = is_last(args, b);

@@ -76,11 +76,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) correlate(const Co
     const int64_t at = (n * args.rows + tile.row + row) * args.correlate.pixels + p;
     const A bias = args.bias ? widen(args.bias[tile.row + row]) : A(0);
     A value[V], mask[V], carry[V];
+    load(tile.at(row, in_tile), span, value);
     if (args.mask) load(args.mask + at, span, mask);
     if (args.carry) load(args.carry + at, span, carry);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      value[j] = (j < span.count ? tile.values[row * tile.width() + in_tile + j] : A(0)) + bias;
+      value[j] += bias;
       if (args.mask) value[j] *= mask[j];
       if (args.carry) value[j] += carry[j];
     }

@@ -60,6 +60,7 @@ struct Tile {
   int64_t row, first;  // of its first row, of its first pixel among samples * pixels
 
   FUSECELL_DEVICE_METHOD int width() const { return 1 << width_shift; }
+  FUSECELL_DEVICE_METHOD const A* at(int of_row, int pixel) const { return values + (of_row << width_shift) + pixel; }
 };
 
 // The loads of one stage, and where they go.

@@ -22,7 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     commands.add_parser("info", help="version, what was built in, CPU features, threads, GPUs found or why none")
-    commands.add_parser("selftest", help="every op on every backend of this machine against the reference")
+    selftest = commands.add_parser("selftest", help="every op on every backend of this machine against the reference")
+    selftest.add_argument("--backend", help="only this one: cpu, or cuda")
     return parser
 
 

@@ -15,8 +15,6 @@ import fusecell
 from fusecell import _dispatch
 
 _DRIVER = Path("/proc/driver/nvidia/version")
-# --no-cache-dir: pip keeps the wheel it built last, without CUDA.
-_REBUILD = "FUSECELL_CUDA=on pip install --no-cache-dir --force-reinstall --no-binary fusecell fusecell"
 # The oldest driver for each major version of CUDA's runtime.
 _OLDEST_DRIVER = {12: "525", 13: "580"}
 
@@ -67,7 +65,7 @@ def _gpu_lines() -> list[tuple[str, str]]:
     }
     lacking = [name for name, found in missing.items() if not found]
     lines += [("  missing", ", ".join(lacking))] if lacking else []
-    return lines if module is not None else [*lines, ("  rebuild", _REBUILD)]
+    return lines if module is not None else [*lines, ("  rebuild", _dispatch.REBUILD)]
 
 
 def report() -> list[tuple[str, str]]:
