@@ -87,3 +87,14 @@ def test_masks_are_the_references_bit_for_bit(
     got = backend.bernoulli((n,), rate, seed=seed, offset=offset, stream=stream)
     assert got.dtype == np.uint8
     assert np.array_equal(got, reference.bernoulli((n,), rate, seed=seed, offset=offset, stream=stream))
+
+
+def test_a_counter_that_lies_in_memory_is_read_as_the_numbers_are_drawn(backend: Any) -> None:
+    options = {"zoneout_h": 0.5, "recurrent_dropout": 0.5, "training": True, "seed": 9}
+    arguments = list(Case("conv_lstm", "drawn", {"T": 2}).arguments(np.random.default_rng(0)).values())
+    for offset in (0, 3, 2**40):
+        counter = np.array([offset], np.int64)
+        told = backend.bernoulli((50,), 0.5, seed=9, offset=offset)
+        assert np.array_equal(backend.bernoulli((50,), 0.5, seed=9, offset=counter), told)
+        y = backend.conv_lstm_forward(*arguments, **options, offset=counter)[0]
+        assert y.tobytes() == backend.conv_lstm_forward(*arguments, **options, offset=offset)[0].tobytes()

@@ -264,13 +264,14 @@ void update(const std::string& rule, const py::sequence& values, const py::seque
 }
 
 void bernoulli(const py::tuple& fields, double rate, uint64_t seed, uint64_t offset, uint32_t stream,
-               const py::tuple& launch_fields) {
-  const Tensor out = to_tensor(fields);
+               const py::object& counter_fields, const py::tuple& launch_fields) {
+  const Tensor out = to_tensor(fields), counter = to_tensor(counter_fields);
   if (out.dtype != DType::uint8) type_error("out", "dtype uint8", out.dtype_given);
   expect_rate("rate", rate);
+  if (counter.present) expect_one("offset", counter, DType::int64);
   const Launch launch = to_launch(launch_fields);
   const py::gil_scoped_release release;
-  backend::bernoulli(out, rate, seed, offset, stream, launch);
+  backend::bernoulli(out, rate, seed, offset, stream, counter, launch);
 }
 
 }  // namespace

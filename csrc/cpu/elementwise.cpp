@@ -232,7 +232,9 @@ void update(const Update& args, const Launch& launch) {
   }
 }
 
-void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Launch& launch) {
+void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Tensor& counter,
+               const Launch& launch) {
+  if (counter.present) offset += *counter.as<const uint64_t>();
   const uint64_t threshold = bernoulli_threshold(rate);
   cpu::for_chunks(out.size(), launch.workers, [&](int64_t first, int64_t n, int64_t) {  // first is a multiple of 4
     for (int64_t i = first; i < first + n; i += 4) {

@@ -7,9 +7,11 @@
 
 namespace fusecell::backend {
 
-void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Launch& launch) {
+void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Tensor& counter,
+               const Launch& launch) {
   const cuda::Context context("bernoulli", launch);
   const cuda::BernoulliArgs args = {.out = out.as<uint8_t>(),
+                                    .counter = counter.as<const uint64_t>(),
                                     .size = out.size(),
                                     .seed = seed,
                                     .offset = offset,

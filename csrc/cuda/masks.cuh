@@ -13,6 +13,7 @@ namespace fusecell::cuda {
 
 struct BernoulliArgs {
   uint8_t* out;
+  const uint64_t* counter;  // added to the offset; null: none
   int64_t size;
   uint64_t seed, offset, threshold;  // 1 with probability threshold / 2^32
   uint32_t stream;
@@ -22,7 +23,8 @@ struct BernoulliArgs {
 __global__ void __launch_bounds__(kThreads) bernoulli(const BernoulliArgs args) {
   const int64_t group = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (group * 4 >= args.size) return;
-  const Philox4 numbers = philox_group(args.seed, args.offset, args.stream, uint64_t(group));
+  const uint64_t offset = args.offset + (args.counter ? *args.counter : 0);
+  const Philox4 numbers = philox_group(args.seed, offset, args.stream, uint64_t(group));
   Chunk<uint8_t, 4> drawn;
 #pragma unroll
   for (int j = 0; j < 4; ++j) drawn.element[j] = numbers.word[j] < args.threshold;

@@ -78,8 +78,10 @@ struct Update {
 };
 void update(const Update& args, const Launch& launch);
 
-// 1 with the given probability, else 0; see cell/philox.h.
-void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Launch& launch);
+// 1 with the given probability, else 0; see cell/philox.h. counter: int64[1] where `out` is, added to the offset as the
+// numbers are drawn; may be absent.
+void bernoulli(const Tensor& out, double rate, uint64_t seed, uint64_t offset, uint32_t stream, const Tensor& counter,
+               const Launch& launch);
 
 }  // namespace backend
 }  // namespace fusecell

@@ -151,3 +151,18 @@ def test_error_if_nonfinite_is_refused_and_the_capture_can_be_ended(rng: np.rand
         norm = ops.clip_by_global_norm_(gradients, 1.0, error_if_nonfinite=True)
     assert float(norm) > 1.0
     assert bits(gradients) != before
+
+
+def test_random_masks_are_others_at_each_replay() -> None:
+    counter = cupy.zeros(1, np.int64)
+
+    def work() -> Any:
+        mask = ops.bernoulli((1000,), 0.5, seed=3, offset=counter, device=0)
+        counter.__iadd__(250)
+        return mask
+
+    captured = Captured(cupy.cuda.Stream(non_blocking=True), work)
+    counter.fill(0)
+    drawn = [captured.replay().get() for _ in range(3)]
+    for i, mask in enumerate(drawn):
+        assert np.array_equal(mask, ops.bernoulli((1000,), 0.5, seed=3, offset=250 * i))

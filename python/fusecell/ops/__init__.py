@@ -27,7 +27,7 @@ Options of the cell, the same for every op that has one (keyword only):
 | `zoneout_mask_h`, `zoneout_mask_c` | [T, B, C, H, W] uint8 or bool, 1 keeps the old state; in place of random ones |
 | `recurrent_dropout` | rate; in training one inverted mask on h' in the recurrent convolution, for all t |
 | `dropout_mask` | [B, C, H, W], dtype of x; in place of a random one |
-| `training`, `seed`, `offset` | whether random masks are drawn, and the Philox stream they come from |
+| `training`, `seed`, `offset` | whether random masks are drawn, and the Philox stream (see `bernoulli`) |
 """
 
 from __future__ import annotations

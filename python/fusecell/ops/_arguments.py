@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,23 @@ def as_integer(name: str, value: Any, low: int = -(2**62), high: int = 2**62) ->
     if not low <= number <= high:
         raise ValueError(f"{name}: expected an integer from {low} to {high}, got {number}")
     return number
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Where random numbers come from: Philox's key, and its counter, a part of which may lie where the arrays do."""
+
+    seed: int
+    offset: int
+    counter: Array | None
+
+
+def as_randomness(seed: Any, offset: Any) -> Randomness:
+    """seed an int, offset an int or an int64 array [1]."""
+    key = as_integer("seed", seed, 0, 2**64 - 1)
+    if hasattr(offset, "dtype") and getattr(offset, "size", 0) == 1 and getattr(offset, "ndim", 0) == 1:
+        return Randomness(key, 0, as_array("offset", offset))
+    return Randomness(key, as_integer("offset", offset, 0, 2**64 - 1), None)
 
 
 def as_number(name: str, value: Any) -> float:

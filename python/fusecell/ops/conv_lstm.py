@@ -16,6 +16,7 @@ from fusecell.ops._arguments import (
     as_lengths,
     as_mask,
     as_optional_array,
+    as_randomness,
     as_rate,
     cell_options,
     convolution_options,
@@ -62,7 +63,7 @@ def conv_lstm_forward(
     dropout_mask: Array | None = None,
     training: bool = False,
     seed: int = 0,
-    offset: int = 0,
+    offset: int | Array = 0,
     save: Literal["gates", "recompute"] | None = "gates",
 ) -> tuple[Array, Array, Array, SavedConvLSTM | None]:
     """Run a ConvLSTM over a sequence (Shi et al. 2015).
@@ -100,13 +101,13 @@ def conv_lstm_forward(
         "truncation": as_integer("truncation", truncation),
     }
     rate = as_rate("recurrent_dropout", recurrent_dropout, below=1.0)
-    seed, offset = as_integer("seed", seed, 0, 2**64 - 1), as_integer("offset", offset, 0, 2**64 - 1)
+    numbers = as_randomness(seed, offset)
     plan, place = _dispatch.plan("conv_lstm", arrays, options), _dispatch.place_of(arrays)
     dtype, cell_dtype, sequence, state = given_x.dtype, plan["cell_dtype"], tuple(plan["y"]), tuple(plan["state"])
     if as_flag("training", training):
-        draw_zoneout(arrays, options, sequence, seed, offset, place)
+        draw_zoneout(arrays, options, sequence, numbers, place)
         if rate > 0 and arrays["dropout_mask"] is None:
-            arrays["dropout_mask"] = draw_dropout(state, rate, dtype, seed, offset, place)
+            arrays["dropout_mask"] = draw_dropout(state, rate, dtype, numbers, place)
 
     y, h_n = (_dispatch.empty(shape, dtype, place) for shape in (sequence, state))
     c_n = _dispatch.empty(state, cell_dtype, place)

@@ -11,9 +11,9 @@ from fusecell._typing import Array
 from fusecell.ops._arguments import (
     as_array,
     as_flag,
-    as_integer,
     as_mask,
     as_optional_array,
+    as_randomness,
     cell_options,
     wanted_names,
 )
@@ -45,7 +45,7 @@ def lstm_gates_forward(
     zoneout_mask_c: Array | None = None,
     training: bool = False,
     seed: int = 0,
-    offset: int = 0,
+    offset: int | Array = 0,
 ) -> tuple[Array, Array, SavedGates]:
     """The pointwise half of an LSTM step, for any convolution and any number of spatial dimensions.
 
@@ -66,10 +66,10 @@ def lstm_gates_forward(
         "zoneout_mask_c": as_mask("zoneout_mask_c", zoneout_mask_c),
     }
     options = cell_options(recurrent_activation, activation, slope, relu_at_zero, zoneout_h, zoneout_c)
-    seed, offset = as_integer("seed", seed, 0, 2**64 - 1), as_integer("offset", offset, 0, 2**64 - 1)
+    numbers = as_randomness(seed, offset)
     cell_dtype = _dispatch.plan("lstm_gates", arrays, options)["cell_dtype"]
     if as_flag("training", training):
-        draw_zoneout(arrays, options, c.shape, seed, offset, _dispatch.place_of(arrays))
+        draw_zoneout(arrays, options, c.shape, numbers, _dispatch.place_of(arrays))
 
     dtype, place = given_z.dtype, _dispatch.place_of(arrays)
     h_out, gates = _dispatch.empty(c.shape, dtype, place), _dispatch.empty(z.shape, dtype, place)
