@@ -146,6 +146,7 @@ def clip_if_any_exceeds_(gradients: Array | Sequence[Array], threshold: float) -
         largest = _dispatch.norm([array], math.inf, listed.place, numbers_only=True)
         norm = _dispatch.norm([array], 2.0, listed.place)
         _dispatch.call("divide_if_above", listed.place, [array], norm, largest, bound)
-        exceeded.append(largest.reshape(()) > bound)
+        with listed.place.active():
+            exceeded.append(largest.reshape(()) > bound)
     listed.copy_back()
     return exceeded if listed.place.on_gpu else [bool(above) for above in exceeded]
