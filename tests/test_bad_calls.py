@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusecell import _cpu, _dispatch, ops
+from fusecell import _cpu, _dispatch, ops, selftest
 
 MESSAGE = re.compile(r"^[\w\[\]]+: expected .+, got .+$", re.DOTALL)
 Call = tuple[Callable[..., Any], dict[str, Any]]
@@ -303,3 +304,21 @@ def test_a_step_speaks_of_its_own_arguments() -> None:
 def test_a_strided_array_never_reaches_the_core() -> None:
     with pytest.raises(_dispatch.SilentCopyError):
         _dispatch.describe(make(4, 4)[:, ::2])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+def test_an_array_on_a_gpu_without_cupy_names_what_to_install() -> None:
+    class OnGpu:
+        __cuda_array_interface__: ClassVar[dict[str, Any]] = {}
+
+    with pytest.raises(ImportError, match=r"an array on a GPU needs cupy: pip install 'fusecell\[cuda13\]'"):
+        ops.activation_forward("tanh", OnGpu())  # type: ignore[arg-type]
+
+
+def test_a_backend_that_was_not_built_says_how_to_build_it() -> None:
+    if "cuda" in selftest.backends():
+        pytest.skip("it was built, and there is a GPU")
+    with pytest.raises(
+        RuntimeError, match=r"expected NumPy arrays, since this fusecell has no kernels .* FUSECELL_CUDA=on"
+    ):
+        _ = _dispatch.Place("not_there").module

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from fusecell import selftest
-from fusecell._cases import CASES, Case, Outcome, run_case, upstream_of
+from fusecell import _dispatch, selftest
+from fusecell._cases import CASES, Case, Outcome, largest_error, run_case, upstream_of
 
 _emulated: Any = pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
 OPS = selftest.Emulated()
@@ -175,13 +176,34 @@ def test_waiting_for_a_value_is_refused_while_a_graph_is_captured(rng: np.random
     OPS.clip_by_global_norm_(g, 1.0, error_if_nonfinite=True)
 
 
-def test_a_launch_that_cuda_refuses_is_an_exception_and_not_the_end() -> None:
+def test_an_error_of_cuda_is_an_exception_and_not_the_end() -> None:
+    x, y = np.zeros(3, np.float32), np.full(3, 7, np.float32)
+    described = [_dispatch.describe(a) for a in (x, y)]
+    message = "activation_forward: CUDA error cudaErrorInvalidDevice: "
+    with pytest.raises(RuntimeError, match=message):
+        _emulated.activation_forward("tanh", *described, 0.01, 1.0, (0, 0, 1, 7, 0))
+    assert (y == 7).all()
+    assert run(CASES[0]).outputs["y"].any()
+
+
+def test_more_channels_than_a_grid_has_rows_are_refused() -> None:
     z, c = np.zeros((1, 4 * 65536)), np.zeros((1, 65536))
     *_, saved = OPS.lstm_gates_forward(z, c)
-    message = "lstm_gates_backward, kernel gates_backward: CUDA error cudaErrorInvalidConfiguration: "
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ValueError, match="c: expected at most 65535 channels on a GPU, got 65536"):
         OPS.lstm_gates_backward(saved, c)
-    assert run(CASES[0]).outputs["y"].any()
+    with pytest.raises(ValueError, match="weight: expected at most 65535 rows on a GPU, got 65536"):
+        OPS.conv2d_forward(np.zeros((1, 1, 1, 1)), np.zeros((65536, 1, 1, 1)))
+
+
+def test_a_last_chunk_that_is_shorter_takes_no_more_parts_than_were_planned() -> None:
+    """Fewer pixels could be cut into more parts, which then lay over the sums of the chunks before."""
+    case = Case("conv_lstm", "a shorter chunk", {"T": 58, "B": 1, "I": 180, "C": 1, "H": 1, "W": 83, "k": (1, 10)})
+    arguments = case.arguments(np.random.default_rng(0), ml_dtypes.bfloat16)
+    arguments["c_0"] = arguments["c_0"].astype(np.float32)  # type: ignore[union-attr]
+    got = run_case(OPS, case, arguments, None)
+    wide = {n: None if a is None else a.astype(np.float64) for n, a in arguments.items()}
+    sent = [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))]
+    assert largest_error(got.gradients, run_case(selftest.ops, case, wide, sent).gradients) < 2.0**-6
 
 
 def test_the_kernels_do_not_care_what_lengths_hold() -> None:

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fusecell import ops, reference
+from fusecell import _dispatch, ops, reference
 from fusecell._cases import ACTIVATIONS, CASES, Arrays, Case, largest_error, run_case, upstream_of
+from fusecell.optim import Adam
 from fusecell.selftest import backends
 
 HALVES = [n for n in backends() if n != "cpu"]
@@ -122,3 +123,12 @@ def test_the_cell_state_is_float32(backend: Any) -> None:
     arguments = case.arguments(np.random.default_rng(0), np.float16)
     with pytest.raises(TypeError, match="c_0: expected dtype float32, got float16"):
         backend.conv_lstm_forward(*arguments.values())
+
+
+@pytest.mark.skipif("emulated" not in HALVES, reason="not a test build")
+def test_an_optimiser_of_16_bit_parameters_has_slots_of_32(rng: np.random.Generator) -> None:
+    parameters = {"w": rng.standard_normal(50).astype(ml_dtypes.bfloat16)}
+    optimizer = Adam(parameters, 0.1, clip_norm=1.0)
+    assert {a.dtype for name, a in optimizer.state_dict().items() if name.endswith(".w")} == {np.dtype(np.float32)}
+    with _dispatch.using("emulated"):
+        optimizer.step({"w": parameters["w"].copy()})

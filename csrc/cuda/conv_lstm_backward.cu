@@ -29,7 +29,7 @@ struct BackwardPlan {
   PartedGradient<A> dweight_ih, dweight_hh;
   PartedGradient<double> dbias, dpeephole;
   A* carry_h;
-  S *dz, *dz_after, *gates;
+  S *dz[2], *gates;  // dz of a chunk; the chunk before lies in the other
 
   BackwardPlan(const ConvLstmForward& args, const ConvLstmShape& shape, Arena& arena)
       : chunk(steps_per_chunk(shape)),
@@ -46,8 +46,7 @@ struct BackwardPlan {
         dbias(parts_bias.count, args.bias.present ? args.bias.size() : 0, shape.steps > chunk, arena),
         dpeephole(parts_peephole.count, args.peephole.present ? args.peephole.size() : 0, shape.steps > chunk, arena) {
     carry_h = arena.take<A>(shape.state_size());
-    dz = arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
-    dz_after = arena.take<S>(4 * shape.state_size());
+    for (S*& buffer : dz) buffer = arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
     gates = args.gates.present ? nullptr : arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
   }
 
@@ -85,22 +84,25 @@ class Backward {
   // Steps begin to end - 1 of the direction. Their dz lie in the order of time.
   struct ChunkOfSteps {
     int64_t begin, end, time;  // time: the earliest
+    S* dz;                     // theirs
+    const S* dz_after;         // that of step `end`; null at the last
 
     int64_t steps() const { return end - begin; }
   };
 
   void run_chunk(int64_t begin, int64_t end) {
-    const ChunkOfSteps chunk = {begin, end, args_.options.reverse ? shape_.steps - end : begin};
+    const ChunkOfSteps chunk = {begin, end, args_.options.reverse ? shape_.steps - end : begin, plan_.dz[which_],
+                                dz_after_};
     if (!args_.gates.present) recompute(chunk);
     for (int64_t s = end - 1; s >= begin; --s) sweep(chunk, s);
     weight_gradients(chunk);
     if (args_.dx.present) input_gradient(chunk);
-    // The next chunk overwrites dz, but begins with the convolution of this chunk's last.
-    context_.copy(plan_.dz_after, dz_of(chunk, begin), 4 * size_ * int64_t(sizeof(S)));
+    dz_after_ = dz_of(chunk, begin);
+    which_ ^= 1;
   }
 
   S* dz_of(const ChunkOfSteps& chunk, int64_t s) const {
-    return plan_.dz + (sequence_.time(s) - chunk.time) * 4 * size_;
+    return chunk.dz + (sequence_.time(s) - chunk.time) * 4 * size_;
   }
   // The gates of the chunk's steps, from its earliest time on.
   const S* gates_of(const ChunkOfSteps& chunk) const {
@@ -121,7 +123,7 @@ class Backward {
     step.correlate = plan_.state_transposed.correlate_args(shape_.batch);
     step.first = s == shape_.steps - 1;
     if (!step.first && !sequence_.detaches(s + 1)) {
-      const S* dz = s + 1 < chunk.end ? dz_of(chunk, s + 1) : plan_.dz_after;
+      const S* dz = s + 1 < chunk.end ? dz_of(chunk, s + 1) : chunk.dz_after;
       step.correlate.operand[0] = plan_.state_transposed.operand(plain_images(dz, 4 * sequence_.image(), shape_.batch));
     }
     step.cell = sequence_.cell();
@@ -150,17 +152,17 @@ class Backward {
     const int64_t samples = chunk.steps() * shape_.batch, P = shape_.pixels(), rows = 4 * shape_.channels;
     const int64_t total = samples * P;
     const auto weights = [&](const PackedWeights<S>& packed, const Images<S>& images, const Tensor& out,
-                             const PartedGradient<A>& gradient) {
+                             const Parts& planned, const PartedGradient<A>& gradient) {
       if (!out.present) return;
-      const Parts parts = gradient_parts(rows, packed.taps_count(), total);
-      weight_gradient_parts(context_, packed, images, plan_.dz, rows, samples, P, parts, gradient.partial());
+      const Parts parts = planned.of(total);
+      weight_gradient_parts(context_, packed, images, chunk.dz, rows, samples, P, parts, gradient.partial());
       gradient.add(context_, parts.count, first, last, out);
     };
-    weights(plan_.input, sequence_.x(chunk.time), args_.dweight_ih, plan_.dweight_ih);
-    weights(plan_.state, sequence_.h_before(chunk.time, true), args_.dweight_hh, plan_.dweight_hh);
+    weights(plan_.input, sequence_.x(chunk.time), args_.dweight_ih, plan_.parts_ih, plan_.dweight_ih);
+    weights(plan_.state, sequence_.h_before(chunk.time, true), args_.dweight_hh, plan_.parts_hh, plan_.dweight_hh);
 
     ParameterGradientArgs<S> parameter{};
-    parameter.dz = plan_.dz;
+    parameter.dz = chunk.dz;
     parameter.dz_rows = rows;
     parameter.samples = samples;
     parameter.pixels = P;
@@ -170,10 +172,10 @@ class Backward {
     parameter.gate_kind = cell.gate_kind;
     parameter.state_kind = cell.state_kind;
     parameter.activation = cell.activation;
-    const auto parameters = [&](bool peephole, bool per_pixel, const Tensor& out,
+    const auto parameters = [&](bool peephole, bool per_pixel, const Tensor& out, const Parts& planned,
                                 const PartedGradient<double>& gradient) {
       if (!out.present) return;
-      const Parts parts = parameter_parts(per_pixel, total);
+      const Parts parts = planned.of(total);
       parameter.peephole = peephole;
       parameter.per_pixel = per_pixel;
       parameter.rows = out.shape[0];
@@ -181,15 +183,15 @@ class Backward {
       parameter_gradient_parts(context_, parameter, parts);
       gradient.add(context_, parts.count, first, last, out);
     };
-    parameters(false, shape_.cell.bias_per_pixel, args_.dbias, plan_.dbias);
-    parameters(true, shape_.cell.peephole_per_pixel, args_.dpeephole, plan_.dpeephole);
+    parameters(false, shape_.cell.bias_per_pixel, args_.dbias, plan_.parts_bias, plan_.dbias);
+    parameters(true, shape_.cell.peephole_per_pixel, args_.dpeephole, plan_.parts_peephole, plan_.dpeephole);
   }
 
   void input_gradient(const ChunkOfSteps& chunk) const {
     const int64_t samples = chunk.steps() * shape_.batch;
     ConvolutionArgs<S> ending{};
     ending.out = args_.dx.as<S>() + chunk.time * sequence_.x_size();
-    plan_.input_transposed.run(context_, plain_images<S>(plan_.dz, 4 * sequence_.image(), samples), samples, ending);
+    plan_.input_transposed.run(context_, plain_images<S>(chunk.dz, 4 * sequence_.image(), samples), samples, ending);
   }
 
   // dh_0: what the first step's convolution and the running state leave. Without a step, that of the final state.
@@ -204,8 +206,8 @@ class Backward {
     ending.mask = args_.dropout_mask.as<const S>();
     ending.carry = plan_.carry_h;
     ending.out = args_.dh_0.as<S>();
-    plan_.state_transposed.run(context_, plain_images<S>(plan_.dz_after, 4 * sequence_.image(), shape_.batch),
-                               shape_.batch, ending);
+    plan_.state_transposed.run(context_, plain_images<S>(dz_after_, 4 * sequence_.image(), shape_.batch), shape_.batch,
+                               ending);
   }
 
   const ConvLstmBackward& args_;
@@ -215,6 +217,8 @@ class Backward {
   BackwardPlan<S> plan_;
   Sequence<S> sequence_;
   int64_t size_;
+  int which_ = 0;                // of the two buffers of dz
+  const S* dz_after_ = nullptr;  // of the step after those that are next
 };
 
 }  // namespace

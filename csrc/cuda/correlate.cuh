@@ -196,16 +196,15 @@ FUSECELL_DEVICE Tile<S> correlate_tile(const CorrelateArgs<S>& args, Accumulate<
   __syncthreads();  // the last products are taken: the buffers are free
 #pragma unroll
   for (int r = 0; r < kRowsPerThread; ++r) {
-    A low[PX / 2], high[PX / 2];
+    Chunk<A, PX / 2> low, high;
 #pragma unroll
     for (int j = 0; j < PX / 2; ++j) {
-      low[j] = sum[r][j];
-      high[j] = sum[r][PX / 2 + j];
+      low.element[j] = sum[r][j];
+      high.element[j] = sum[r][PX / 2 + j];
     }
-    const Span whole = {0, true};
     A* to = pixels + (my_row + r) * width + my_pixel;
-    store(to, whole, low);
-    store(to + width / 2, whole, high);
+    *reinterpret_cast<Chunk<A, PX / 2>*>(to) = low;
+    *reinterpret_cast<Chunk<A, PX / 2>*>(to + width / 2) = high;
   }
   __syncthreads();
   return tile;

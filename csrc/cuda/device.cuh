@@ -24,6 +24,18 @@ FUSECELL_DEVICE T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lane_mask);
 }
 
+// 8 or 16 bytes to global memory in one access. An assignment is not enough: nvcc 13.0 splits it where another branch
+// writes the same place piece by piece.
+FUSECELL_DEVICE void store_global(void* to, const uint32_t (&word)[2]) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]), "r"(word[1])
+               : "memory");
+}
+FUSECELL_DEVICE void store_global(void* to, const uint32_t (&word)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]),
+               "r"(word[1]), "r"(word[2]), "r"(word[3])
+               : "memory");
+}
+
 // 16 bytes from global to shared memory, both aligned to 16, past the registers where the machine can (sm_80 on).
 FUSECELL_DEVICE void copy_async_16(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
@@ -93,27 +105,36 @@ FUSECELL_DEVICE void load(const T* from, const Span& span, A (&to)[V]) {
   }
 }
 
+template <int kWords>
+struct Words {
+  uint32_t word[kWords];
+};
+
+// To global memory.
 template <class T, int V, class A>
 FUSECELL_DEVICE void store(T* to, const Span& span, const A (&from)[V]) {
-  if (!span.whole) {
+  constexpr int kBytes = int(sizeof(T)) * V < 16 ? int(sizeof(T)) * V : 16, kEach = kBytes / int(sizeof(T));
+  if (kBytes < 8 || !span.whole) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (j < span.count) to[j] = narrow<T>(from[j]);
     }
-  } else if constexpr (sizeof(T) == 2 && V % 2 == 0) {
-    Chunk<uint32_t, V / 2> chunk;
-    static_assert(sizeof(chunk) <= 16);
-#pragma unroll
-    for (int j = 0; j < V; j += 2) chunk.element[j / 2] = narrow_two(from[j], from[j + 1], to);
-    *reinterpret_cast<Chunk<T, V>*>(to) = __builtin_bit_cast(Chunk<T, V>, chunk);
-  } else {
-    constexpr int kEach = int(sizeof(T)) * V < 16 ? V : 16 / int(sizeof(T));
+    return;
+  }
+  if constexpr (kBytes >= 8) {
 #pragma unroll
     for (int first = 0; first < V; first += kEach) {
-      Chunk<T, kEach> chunk;
+      Words<kBytes / 4> words;
+      if constexpr (sizeof(T) == 2) {
 #pragma unroll
-      for (int j = 0; j < kEach; ++j) chunk.element[j] = narrow<T>(from[first + j]);
-      *reinterpret_cast<Chunk<T, kEach>*>(to + first) = chunk;
+        for (int j = 0; j < kEach; j += 2) words.word[j / 2] = narrow_two(from[first + j], from[first + j + 1], to);
+      } else {
+        Chunk<T, kEach> chunk;
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) chunk.element[j] = narrow<T>(from[first + j]);
+        words = __builtin_bit_cast(Words<kBytes / 4>, chunk);
+      }
+      device::store_global(to + first, words.word);
     }
   }
 }

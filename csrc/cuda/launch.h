@@ -79,6 +79,8 @@ class Context {
   int before_ = 0, device_ = 0;
 };
 
+constexpr int64_t kMostGridRows = 65535;  // along a grid's second axis
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks for n threads in all, along x.

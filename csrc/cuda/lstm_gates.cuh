@@ -35,21 +35,26 @@ __global__ void __launch_bounds__(kThreads, 1) gates_forward(const GatesForwardA
 }
 
 // --------------------------------------------------------------------------------------------------------- backward
-// A block stays within one channel, so that it can sum that channel's gradients. `samples` is 1, or all of the batch
-// where a gradient per pixel is wanted: then the thread that owns the pixel walks them in order.
+// A block stays within one channel, so that it can sum that channel's gradients. Gradients per pixel are sums over the
+// batch: parameter_gradient's work.
 template <class S>
 struct GatesBackwardArgs {
   CellArgs<S> cell;
-  int64_t batch, samples, packs;
+  int64_t batch, packs;
   const S* gates;  // [B, 4C, P]
   CellInputs<S> in;
   const S* dh;              // null: zero
   const Accumulate<S>* dc;  // null: zero
   S *dz, *dh_before;        // dh_before: null where not wanted
   Accumulate<S>* dc_before;
-  S *dbias_pixel, *dpeephole_pixel;  // [4C, P], [3C, P]; null: not wanted
-  double* partial;  // [gridDim.x][7C]: per block, rows i, f, g, o of the bias, i, f, o of the peepholes
+  double*
+      partial;  // [gridDim.x][7C]: per block, rows i, f, g, o of the bias, i, f, o of the peepholes; null: not wanted
 };
+
+// Pixels of a thread: 16 bytes of the float32 state. With 8 pixels of 16 bits a thread would take 225 registers, and a
+// multiprocessor had room for one block.
+template <class S>
+constexpr int kGatesBackwardPack = 16 / int(sizeof(Accumulate<S>));
 
 constexpr int kCellSums = 7;
 
@@ -72,18 +77,17 @@ FUSECELL_DEVICE double block_sum_of_seven(A (&value)[kCellSums], A* shared) {
 }
 
 template <class S, class Act>
-__global__ void __launch_bounds__(kThreads, 1) gates_backward(const GatesBackwardArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, sizeof(Accumulate<S>) == 4 ? 2 : 1)
+    gates_backward(const GatesBackwardArgs<S> args) {
   using A = Accumulate<S>;
-  constexpr int V = kPack<S>;
+  constexpr int V = kGatesBackwardPack<S>;
   FUSECELL_SHARED(A, shared, kThreads / 32 * kCellSums);
   const int64_t C = args.cell.channels, P = args.cell.pixels, channel = blockIdx.y;
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, group = quotient(i, args.packs);
-  const int64_t p = (i - group * args.packs) * V, first = group * args.samples;
-  const Span span = {P - p < V ? int(P - p) : V, args.cell.whole};
-
-  A sum[kCellSums] = {};  // over this thread's pixels and samples
-  A per_pixel[kCellSums][V] = {};
-  for (int64_t b = first; b < first + args.samples && b < args.batch; ++b) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = quotient(i, args.packs);
+  A sum[kCellSums] = {};
+  if (b < args.batch) {
+    const int64_t p = (i - b * args.packs) * V;
+    const Span span = {P - p < V ? int(P - p) : V, args.cell.whole};
     const int64_t at = (b * C + channel) * P + p, at_gate = (b * 4 * C + channel) * P + p;
     CellGradient<S, V> gradient;
     load_or_zero(shifted(args.dh, at), span, gradient.dh);
@@ -100,24 +104,11 @@ __global__ void __launch_bounds__(kThreads, 1) gates_backward(const GatesBackwar
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const A term = k < 4 ? gradient.dz[k & 3][j] : gradient.peephole[k < 4 ? 0 : k - 4][j];
-        per_pixel[k][j] += j < span.count ? term : A(0);
+        sum[k] += j < span.count ? term : A(0);
       }
     }
   }
-  if (first < args.batch) {
-#pragma unroll
-    for (int k = 0; k < kCellSums; ++k) {
-      S* to = k < 4 ? shifted(args.dbias_pixel, (k * C + channel) * P + p)
-                    : shifted(args.dpeephole_pixel, ((k - 4) * C + channel) * P + p);
-      store_if(to, span, per_pixel[k]);
-    }
-  }
   if (!args.partial) return;
-#pragma unroll
-  for (int k = 0; k < kCellSums; ++k) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[k] += per_pixel[k][j];
-  }
   const double total = block_sum_of_seven(sum, shared);
   if (threadIdx.x < kCellSums) {
     args.partial[(int64_t(blockIdx.x) * kCellSums + threadIdx.x) * C + channel] = total;

@@ -22,6 +22,9 @@ inline void expect_extents(const ConvolutionShape& conv) {
     const int64_t most = std::max({conv.in[axis], conv.out[axis] * conv.stride[axis], reach});
     if (most > kLargest) value_error("x", "extents up to 2^29 on a GPU", std::to_string(most));
   }
+  if (conv.out_channels > kMostGridRows) {
+    value_error("weight", "at most 65535 rows on a GPU", std::to_string(conv.out_channels));
+  }
 }
 
 // ------------------------------------------------------------------------------------- each kernel's one launch

@@ -11,7 +11,7 @@ std::string text(const Extent& index) {
   return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
 
-bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+bool aligned(const void* address, size_t bytes = 16) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }
 
 }  // namespace
 
@@ -176,6 +176,11 @@ void Block::copy_async(void* shared, const void* global) {
   } else {
     thread.copies.push_back({shared, global, thread.committed});
   }
+}
+
+void Block::store_global(void* to, const void* from, size_t bytes) {
+  if (!aligned(to, bytes)) fail("store_global: the address is not aligned to the bytes that are stored");
+  std::memcpy(to, from, bytes);
 }
 
 void Block::copy_wait(int newest) {

@@ -77,6 +77,7 @@ class Block {
   void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
   void* shared_array(const void* site, size_t bytes);
   void copy_async(void* shared, const void* global);
+  void store_global(void* to, const void* from, size_t bytes);
   void copy_wait(int newest);
 
   Statistics statistics = {};

@@ -53,6 +53,7 @@ void shuffle(const void* value, void* result, size_t bytes, int lane_mask) {
 }
 void* shared_array(const void* site, size_t bytes) { return block().shared_array(site, bytes); }
 void copy_async(void* shared, const void* global) { block().copy_async(shared, global); }
+void store_global(void* to, const void* from, size_t bytes) { block().store_global(to, from, bytes); }
 void copy_commit() {
   block();
   ++current_thread->committed;

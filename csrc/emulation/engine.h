@@ -28,5 +28,6 @@ void* shared_array(const void* site, size_t bytes);  // the block's array of thi
 void copy_async(void* shared, const void* global);
 void copy_commit();
 void copy_wait(int newest);
+void store_global(void* to, const void* from, size_t bytes);  // at an address that is a multiple of `bytes`
 
 }  // namespace fusecell::emulation

@@ -22,17 +22,20 @@ inline int64_t size_of(DType dtype) {
 // Groups of 4 rows in a convolution's tile: 4, 8 or 16, as a power of two. The fewer rows it has, the more pixels.
 inline int tile_group_shift(int64_t rows) { return rows <= 16 ? 2 : rows <= 32 ? 3 : 4; }
 
-// Steps whose dz is kept before the gradients of weights and inputs are taken from them: as many as fit into
-// FUSECELL_DZ_CHUNK_BYTES, at least one.
+// Steps whose dz is kept before the gradients of weights and inputs are taken from them: as many as fit into half of
+// FUSECELL_DZ_CHUNK_BYTES, since the next chunk reads this one's last, and at least one.
 inline int64_t steps_per_chunk(const ConvLstmShape& shape) {
   const int64_t bytes = 4 * shape.state_size() * size_of(shape.dtype);
-  return std::clamp<int64_t>(FUSECELL_DZ_CHUNK_BYTES / std::max<int64_t>(bytes, 1), 1,
+  return std::clamp<int64_t>(FUSECELL_DZ_CHUNK_BYTES / std::max<int64_t>(2 * bytes, 1), 1,
                              std::max<int64_t>(shape.steps, 1));
 }
 
 // Parts into which the sum over `total` pixels of a rows x count gradient is cut, and the pixels of each.
 struct Parts {
   int64_t count, size;
+
+  // Those of a sum over fewer pixels: never more than were planned.
+  Parts of(int64_t total) const { return {size > 0 ? (total + size - 1) / size : 0, size}; }
 };
 inline Parts gradient_parts(int64_t rows, int64_t count, int64_t total) {
   constexpr int64_t kTile = 64, kBlocks = 528, kLeast = 128, kMostValues = int64_t(1) << 24;  // 4 blocks on each of 132

@@ -6,6 +6,7 @@ adapter with its own tensors. Nothing here knows what an op means; the rules abo
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,6 +122,12 @@ def place_of(arrays: Mapping[str, Any]) -> Place:
     return found or Place(_host_backend.get())
 
 
+def expect_place(name: str, array: Any, place: Place) -> None:
+    """Raise ValueError if an array, or None, lies elsewhere."""
+    if array is not None and place_of_array(array) != place:
+        raise ValueError(f"{name}: expected an array on {place}, got one on {place_of_array(array)}")
+
+
 # ------------------------------------------------------------------------------------------------- build and threads
 def version() -> str:
     """The version that was compiled in."""
@@ -165,7 +172,12 @@ def describe(array: Array) -> Descriptor:
     """The descriptor of an array that is contiguous already."""
     if not array.flags.c_contiguous or (isinstance(array, np.ndarray) and not _is_plain(array)):
         raise SilentCopyError("an array that is not contiguous, aligned and native reached the core")
-    return pointer(array), array.shape, array.dtype.name
+    return pointer(array), array.shape, _name(array.dtype)
+
+
+@functools.cache
+def _name(dtype: Any) -> str:  # NumPy makes it anew each time: a microsecond
+    return str(dtype.name)
 
 
 def _is_plain(array: Array) -> bool:
@@ -208,24 +220,26 @@ def run(
         function(describe_all(everything), chosen, launch)
 
 
+def describe_list(arrays: Sequence[Array]) -> list[Descriptor]:
+    """The descriptors of many arrays, for a list that several calls are given."""
+    return [describe(array) for array in arrays]
+
+
 def _described(argument: Any) -> Any:
-    if isinstance(argument, list):
-        return [describe(array) for array in argument]
     return describe(argument) if hasattr(argument, "shape") else argument
 
 
 def call(function: str, place: Place, *arguments: Any, scratch_bytes: int = 0) -> Any:
-    """Call one of the core's elementwise functions: arrays, and lists of them, become descriptors."""
+    """Call one of the core's elementwise functions: arrays become descriptors; lists are of descriptors already."""
     with _launch(place, scratch_bytes) as launch:
         return getattr(place.module, function)(*map(_described, arguments), launch)
 
 
-def norm(arrays: Sequence[Array], norm_type: float, place: Place, *, numbers_only: bool = False) -> Array:
+def norm(arrays: list[Descriptor], norm_type: float, place: Place, *, numbers_only: bool = False) -> Array:
     """The norm of all the arrays together: float64 [1], where they lie."""
-    listed = list(arrays)
     out = empty((1,), np.float64, place)
-    needed = place.module.norm_scratch(_described(listed))
-    call("norm", place, listed, norm_type, numbers_only, out, scratch_bytes=needed)
+    needed = place.module.norm_scratch(arrays)
+    call("norm", place, arrays, norm_type, numbers_only, out, scratch_bytes=needed)
     return out
 
 

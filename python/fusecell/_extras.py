@@ -7,6 +7,7 @@ import importlib.util
 from types import ModuleType
 
 _PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}
+_INSTALL = {"cupy": "pip install 'fusecell[cuda13]' (for drivers older than 580: [cuda12])"}
 
 
 class MissingExtraError(ImportError):
@@ -24,4 +25,5 @@ def require_installed(module: str, purpose: str) -> None:
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         name = _PACKAGES.get(package, package)
-        raise MissingExtraError(f"{purpose} needs {name}: pip install {name}   (or all of them: 'fusecell[demo]')")
+        install = _INSTALL.get(package, f"pip install {name}   (or all of them: 'fusecell[demo]')")
+        raise MissingExtraError(f"{purpose} needs {name}: {install}")

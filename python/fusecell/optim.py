@@ -1,4 +1,4 @@
-"""Optimisers that write into the live parameters, with gradient clipping built in.
+"""Optimisers that write into the live parameters (NumPy arrays, or a GPU's), with gradient clipping built in.
 
     optimizer = Adam(layer.parameters(), lr=1e-3, clip_norm=1.0)
     layer.backward(dy)
@@ -84,7 +84,8 @@ class Optimizer(ABC):
         """Write the parameters' new values into them. `steps` already counts this step."""
 
     def _new_slot(self) -> dict[str, Array]:
-        return {name: np.zeros_like(array) for name, array in self.parameters.items()}
+        """Zeros like the parameters, on a GPU where those are; float32 where they have 16 bits."""
+        return {n: np.zeros_like(a, np.float32 if a.dtype.itemsize == 2 else None) for n, a in self.parameters.items()}
 
     def _slot(self, name: str) -> list[Array]:
         slot = self._slots.get(name, {})

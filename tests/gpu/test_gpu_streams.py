@@ -79,6 +79,7 @@ def test_nobody_waits_for_the_gpu(rng: np.random.Generator) -> None:
     problem = Sequence5D(rng)
     gradients, slots = [normal(rng, n) for n in (70_000, 9)], [[normal(rng, n) for n in (70_000, 9)] for _ in range(3)]
     slots[2] = [abs(a) for a in slots[2]]
+    wait()
 
     def everything() -> list[Any]:
         norm = ops.clip_by_global_norm_(gradients, 1.0)

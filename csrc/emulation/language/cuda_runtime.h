@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 #include "emulation/engine.h"
@@ -49,6 +50,11 @@ T shuffle_xor(T value, int lane_mask) {
 
 inline void copy_async_16(void* shared, const void* global) { emulation::copy_async(shared, global); }
 inline void copy_async_commit() { emulation::copy_commit(); }
+
+template <int kWords>
+void store_global(void* to, const uint32_t (&word)[kWords]) {
+  emulation::store_global(to, word, sizeof word);
+}
 
 template <int N>
 void copy_async_wait() {

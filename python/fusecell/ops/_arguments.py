@@ -45,17 +45,33 @@ def contiguous(array: Array) -> Array:
 _CUDA_DEVICES = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
+def _speaks_dlpack(value: Any) -> bool:
+    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _CUDA_DEVICES
+
+
+def _is_on_gpu(value: Any) -> bool:
+    # Of the object and not of its type: a PyTorch tensor on the CPU has the attribute, and raises AttributeError.
+    return _is_cupy(value) or _speaks_dlpack(value) or hasattr(value, "__cuda_array_interface__")
+
+
+def _is_cupy(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "flags")
+
+
 def _view_on_gpu(name: str, value: Any) -> Array:
-    kind = type(value)
-    if kind.__module__.partition(".")[0] == "cupy" and hasattr(value, "flags"):
+    if _is_cupy(value):  # first: the other questions ask the driver
         return value  # type: ignore[no-any-return]
-    speaks_dlpack = hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _CUDA_DEVICES
-    if not (speaks_dlpack or hasattr(kind, "__cuda_array_interface__")):
-        raise TypeError(
-            f"{name}: expected a NumPy array or an array on a GPU, got {kind.__module__}.{kind.__qualname__}"
-        )
+    if not _is_on_gpu(value):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{name}: expected a NumPy array or an array on a GPU, got {kind}")
     cupy = require("cupy", "an array on a GPU")
-    view: Array = cupy.from_dlpack(value) if speaks_dlpack else cupy.asarray(value)
+    if _speaks_dlpack(value):
+        view: Array = cupy.from_dlpack(value)
+        return view
+    # asarray copies what lies on another GPU than the current one.
+    pointer = value.__cuda_array_interface__["data"][0]
+    with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None):
+        view = cupy.asarray(value)
     return view
 
 
@@ -159,7 +175,7 @@ def as_lengths(value: Any, x: Array) -> Array | None:
     """[B] int64, contiguous, where x lies. Those that are on a GPU already are not read: above T counts as T."""
     if value is None:
         return None
-    if hasattr(type(value), "__cuda_array_interface__"):
+    if not isinstance(value, (np.ndarray, list, tuple)) and _is_on_gpu(value):
         return as_array("lengths", value)
     try:
         array = np.asarray(value)

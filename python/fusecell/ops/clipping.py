@@ -21,29 +21,30 @@ Number = float | Array
 
 
 class _Gradients:
-    """The caller's arrays, contiguous ones to work on (the same where that is possible), and where they lie."""
+    """The caller's arrays; `work`: descriptors of contiguous ones, the same where possible; and where they lie."""
 
     def __init__(self, value: Any, *, in_place: bool, name: str = "gradients") -> None:
         given = value if isinstance(value, (list, tuple)) else [value]
         if not (isinstance(value, (list, tuple)) or hasattr(value, "dtype")):
             raise TypeError(f"{name}: expected an array or a list of arrays, got {type(value).__name__}")
-        self._views = [as_view(f"{name}[{i}]", g) for i, g in enumerate(given)]
-        self.place = _dispatch.place_of({f"{name}[{i}]": view for i, view in enumerate(self._views)})
-        for i, view in enumerate(self._views):
+        views = [as_view(f"{name}[{i}]", g) for i, g in enumerate(given)]
+        self.place = _dispatch.place_of({f"{name}[{i}]": view for i, view in enumerate(views)})
+        for i, view in enumerate(views):
             if not (view.dtype.kind == "f" or view.dtype.name == "bfloat16"):
                 raise TypeError(f"{name}[{i}]: expected dtype float32 or float64, got {view.dtype}")
             if in_place and isinstance(view, np.ndarray) and not view.flags.writeable:
                 raise ValueError(f"{name}[{i}]: expected a writable array, got a read-only one")
         if in_place:
-            _refuse_overlap(self._views, name)
-        self.work = [contiguous(view) for view in self._views]
+            _refuse_overlap(views, name)
+        self._arrays = [contiguous(view) for view in views]  # a descriptor alone keeps nothing alive
+        self._copies = [(view, array) for view, array in zip(views, self._arrays, strict=True) if view is not array]
+        self.work = _dispatch.describe_list(self._arrays)
 
     def copy_back(self) -> None:
         """Bring the results to where the caller has them."""
-        for view, result in zip(self._views, self.work, strict=True):
-            if view is not result:
-                with self.place.active():
-                    view[...] = result
+        for view, result in self._copies:
+            with self.place.active():
+                view[...] = result
 
     def number(self, array: Array) -> Number:
         """float64 [1] as what the caller gets."""
@@ -146,6 +147,7 @@ def clip_if_any_exceeds_(gradients: Array | Sequence[Array], threshold: float) -
         largest = _dispatch.norm([array], math.inf, listed.place, numbers_only=True)
         norm = _dispatch.norm([array], 2.0, listed.place)
         _dispatch.call("divide_if_above", listed.place, [array], norm, largest, bound)
-        exceeded.append(largest.reshape(()) > bound)
+        with listed.place.active():
+            exceeded.append(largest.reshape(()) > bound)
     listed.copy_back()
     return exceeded if listed.place.on_gpu else [bool(above) for above in exceeded]

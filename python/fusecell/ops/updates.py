@@ -94,16 +94,23 @@ def _update(
         counted = hasattr(step, "dtype")
         options["step"] = 1 if counted else as_integer("step", step, 1)
         step = as_array("step", step).reshape((1,)) if counted else None
+        _dispatch.expect_place("step", step, place)
     if norm is not None:
         options["max_norm"] = as_number("max_norm", max_norm)
         norm = _norm_array(norm, place)
-    everything = [*(a for group in written for a in group.work), *read.work]
-    _dispatch.place_of({f"arrays[{i}]": a for i, a in enumerate([*everything, norm, step])})
+        _dispatch.expect_place("norm", norm, place)
+    _expect_together({"gradients": read, **dict(zip(slots, written[1:], strict=True))}, place)
     values, slot_1, slot_2 = (group.work for group in written)
     flags = {name: int(value) if isinstance(value, bool) else value for name, value in options.items()}
     _dispatch.call("update", place, rule, values, read.work, slot_1, slot_2, flags, norm, step)
     for group in written:
         group.copy_back()
+
+
+def _expect_together(groups: dict[str, _Gradients], place: _dispatch.Place) -> None:
+    for name, group in groups.items():
+        if group.work and group.place != place:
+            raise ValueError(f"{name}: expected arrays on {place}, as the parameters are, got some on {group.place}")
 
 
 def _norm_array(norm: Any, place: _dispatch.Place) -> Array:
