@@ -82,6 +82,19 @@ def test_softmax_is_shifted_and_sums_to_one(backend: Any) -> None:
     assert backend.softmax_forward(np.empty((0, 3))).shape == (0, 3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("extent", [1, 33, 64, 65, 129, 300])
+def test_softmax_of_lines_that_are_longer_than_one_round_of_a_warp(
+    backend: Any, extent: int, dtype: type, rng: np.random.Generator
+) -> None:
+    x, dy = (rng.standard_normal((3, extent)).astype(dtype) for _ in range(2))
+    y = backend.softmax_forward(x)
+    dx = backend.softmax_backward(y, dy)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(y, reference.softmax_forward(x.astype(float)), rtol=16 * eps)
+    np.testing.assert_allclose(dx, reference.softmax_backward(y.astype(float), dy.astype(float)), rtol=0, atol=8 * eps)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_any_shape(backend: Any, name: str) -> None:
     for shape in ((), (0,), (1,), (3, 0, 2), (2, 3, 5)):
