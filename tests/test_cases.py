@@ -70,6 +70,15 @@ def test_recomputing_gives_the_same_bits(backend: Any, case: Case) -> None:
     assert same_bits(run(backend, case, np.float32, save="recompute"), run(backend, case, np.float32, save="gates"))
 
 
+def test_keeping_nothing_changes_no_output(backend: Any, case: Case) -> None:
+    if case.op != "conv_lstm":
+        pytest.skip("only the sequence may keep nothing")
+    arguments = case.arguments(seeded(case), np.float32)
+    kept, alone = (backend.conv_lstm_forward(*arguments.values(), **case.options, save=s) for s in ("gates", None))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(kept[:3], alone[:3], strict=True))
+    assert alone[3] is None
+
+
 def test_strided_inputs_give_the_same_bits(backend: Any, case: Case) -> None:
     arguments = case.arguments(seeded(case), np.float32)
 

@@ -35,6 +35,21 @@ def test_the_norm_where_squares_leave_float64(backend: Any, magnitude: float) ->
     assert backend.global_norm([g]) == pytest.approx(100 * magnitude, rel=1e-12, abs=0)
 
 
+def test_small_and_large_squares_beside_ordinary_ones(backend: Any) -> None:
+    assert backend.global_norm([np.array([3.0, 1e-300]), np.full(5, 1e-310), np.array([4.0])]) == 5.0
+    a, b = 1.5 * 2.0**486, 0.9 * 2.0**486  # on either side of where squares are scaled
+    assert backend.global_norm([np.array([a, b])]) == pytest.approx(math.hypot(a, b), rel=1e-12, abs=0)
+
+
+def test_more_arrays_than_one_launch_takes(backend: Any, rng: np.random.Generator) -> None:
+    given = [rng.standard_normal(1 + n % 7) for n in range(400)]
+    given[-1][:] = 50.0  # what is left out is missed
+    expected, expected_norm = reference.clip_by_global_norm_(given, 0.5)
+    assert backend.clip_by_global_norm_(given, 0.5) == pytest.approx(expected_norm, rel=1e-12)
+    for got, want in zip(given, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_the_norm_of_a_hundred_million(backend: Any) -> None:
     g = np.full(100_000_000, 0.1, np.float32)
@@ -60,6 +75,12 @@ def test_the_coefficient_is_torchs(backend: Any) -> None:
     g = np.array([3.0, 4.0])
     backend.clip_by_global_norm_([g], 1.0)
     assert g.tolist() == [3.0 * (1.0 / (5.0 + 1e-6)), 4.0 * (1.0 / (5.0 + 1e-6))]
+
+
+def test_a_factor_below_float32s_range(backend: Any) -> None:
+    g = np.array([3e30, 4e30], np.float32)
+    backend.clip_by_global_norm_([g], 1e-12)
+    np.testing.assert_allclose(g, [0.6e-12, 0.8e-12], rtol=1e-6)
 
 
 def test_mixed_dtypes_in_one_list(backend: Any, rng: np.random.Generator) -> None:

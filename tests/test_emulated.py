@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,24 +90,79 @@ def test_several_chunks_of_steps_give_what_one_gives(rng: np.random.Generator) -
         np.testing.assert_allclose(gradient, expected.gradients[name], rtol=1e-11, atol=1e-11, err_msg=name)
 
 
+def pointwise(rng: np.random.Generator, place: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """What the ops give that are no convolution, of arrays that `place` has put somewhere."""
+
+    def made(*shape: int) -> np.ndarray:
+        return place(rng.standard_normal(shape).astype(np.float32))
+
+    x, y, dy = (made(5, 40) for _ in range(3))
+    results = [OPS.softmax_forward(x), OPS.softmax_backward(y, dy), OPS.softmax_backward(y, dy, 0)]
+    for name in ("tanh", "relu"):
+        results += [OPS.activation_forward(name, x), OPS.activation_backward(name, x, y, dy)]
+    results.append(OPS.bernoulli((1001,), 0.5, seed=1))
+    sizes = (9001, 8192, 3)
+    values, gradients, first, second = ([made(n) for n in sizes] for _ in range(4))
+    OPS.clip_by_global_norm_(gradients, 1.0)
+    OPS.adam_update_(
+        values, gradients, first, [np.abs(a, out=a) for a in second], step=3, lr=0.1, norm=2.0, max_norm=1.0
+    )
+    return [*results, *values, *gradients, *first, *second]
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_the_same_bits_in_any_manner_without_a_convolution(manner: str) -> None:
+    expected = pointwise(np.random.default_rng(3), np.copy)
+    _emulated.set_controls(manner, False)
+    got = pointwise(np.random.default_rng(3), np.copy)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(got, expected, strict=True))
+
+
+def moved(a: np.ndarray) -> np.ndarray:
+    """The array once more, one element past an address that is a multiple of 16."""
+    room = np.empty(a.size + 64, a.dtype)
+    at = next(i for i in range(1, 64) if (room[i:].ctypes.data % 16) == a.itemsize % 16)
+    view = room[at : at + a.size].reshape(a.shape)
+    view[...] = a
+    return view
+
+
+# Whole 16 bytes where every tensor allows it, else one by one: the same bits.
 @pytest.mark.parametrize("shape", [{"H": 6, "W": 8}, {"H": 5, "W": 7}, {"H": 4, "W": 12, "C": 20}])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_memory_that_is_not_aligned_to_16_bytes(shape: dict[str, int], dtype: Any) -> None:
-    """Whole 16 bytes where every tensor allows it, else one by one: the same bits."""
     case = Case("conv_lstm", "unaligned", {"T": 2, "peephole": "pixel", "bias": "pixel"} | shape)
     arguments = case.arguments(np.random.default_rng(5), dtype)
-
-    def moved(a: np.ndarray) -> np.ndarray:
-        room = np.empty(a.size + 64, dtype)
-        at = next(i for i in range(1, 64) if (room[i:].ctypes.data % 16) == a.itemsize)
-        view = room[at : at + a.size].reshape(a.shape)
-        view[...] = a
-        return view
-
     expected = run_case(OPS, case, arguments, None)
     for name in arguments:
         one = {n: moved(a) if n == name and a is not None else a for n, a in arguments.items()}
         assert same_bits(run_case(OPS, case, one, None), expected), name
+    upstream = upstream_of(list(expected.outputs.values()))
+    for i in range(len(upstream)):
+        one = [moved(a) if j == i else a for j, a in enumerate(upstream)]
+        assert same_bits(run_case(OPS, case, arguments, one), expected), i
+
+
+def test_gates_that_are_not_aligned_to_16_bytes() -> None:
+    case = Case("lstm_gates", "unaligned", {"B": 2, "C": 3, "spatial": (4, 4), "bias": "pixel", "peephole": "pixel"})
+    arguments = case.arguments(np.random.default_rng(5), np.float32)
+    expected = run_case(OPS, case, arguments, None)
+    for name in arguments:
+        one = {n: moved(a) if n == name and a is not None else a for n, a in arguments.items()}
+        assert same_bits(run_case(OPS, case, one, None), expected), name
+    upstream = upstream_of(list(expected.outputs.values()))
+    for i in range(len(upstream)):
+        one_sent = [moved(a) if j == i else a for j, a in enumerate(upstream)]
+        assert same_bits(run_case(OPS, case, arguments, one_sent), expected), i
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3, 4, 5, 6])
+def test_pointwise_on_memory_that_is_not_aligned_to_16_bytes(which: int) -> None:
+    """Of every seven arrays one."""
+    count = itertools.count()
+    expected = pointwise(np.random.default_rng(3), np.copy)
+    got = pointwise(np.random.default_rng(3), lambda a: moved(a) if next(count) % 7 == which else np.copy(a))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(got, expected, strict=True))
 
 
 def test_waiting_for_a_value_is_refused_while_a_graph_is_captured(rng: np.random.Generator) -> None:

@@ -153,6 +153,10 @@ def _sequences() -> Iterator[Case]:
     yield case("T of 0: the state passes through", {"T": 0})
     yield case("one channel", {"C": 1, "I": 1})
     yield case("channels that fill no register tile, two groups of rows", {"C": 19, "I": 3, "H": 6, "W": 7, "T": 2})
+    yield case(
+        "more channels than a tile of either direction has rows",
+        {"C": 67, "T": 2, "B": 1, "H": 2, "W": 3, "k": 1, "kh": 1},
+    )
     yield case("rows longer than a block of pixels", {"C": 2, "I": 1, "H": 2, "W": 1100, "T": 2, "B": 1})
     yield case("several blocks of rows", {"C": 2, "I": 1, "H": 60, "W": 40, "T": 2, "B": 1})
     for sigma in ("sigmoid", "hard_sigmoid", "hard_sigmoid_keras2"):
@@ -203,6 +207,7 @@ def _convolutions() -> Iterator[Case]:
     yield case("3x3")
     yield case("1x1", {"k": 1})
     yield case("even, not square", {"k": (2, 4)})
+    yield case("more channels than a tile has rows", {"I": 66, "O": 70, "H": 3, "W": 4})
     yield case("stride 2, same", {}, stride=2)
     yield case("stride 3, dilation 2, explicit padding", {"H": 13, "W": 11}, stride=3, dilation=2, padding=(2, 1))
     yield case("valid, leaving one pixel", {"H": 3, "W": 3}, padding="valid")

@@ -1,0 +1,407 @@
+"""The errors that `make mutants` puts into the CUDA kernels, one at a time: each must turn a test red.
+
+`find` and `replace` are compared without regard to white space, and `find` occurs once in its file, which
+tests/test_mutants.py sees to. A mutation that computes the same says why in `equivalent`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SEQUENCE, ELEMENTWISE, LISTS = "sequence", "elementwise", "lists"
+FAMILY = {"activation": ELEMENTWISE, "softmax": ELEMENTWISE, "bernoulli": ELEMENTWISE} | dict.fromkeys(
+    ("norm_partials", "norm_finish", "rescale", "update"), LISTS
+)
+"""The tests that a kernel's mutations are shown; all other kernels are those of the cell and the convolutions."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One error: `find` in csrc/`file` becomes `replace`."""
+
+    kernel: str  # as csrc/cuda/kernels.def has it; for what several share, the one that shows it best
+    what: str
+    file: str
+    find: str
+    replace: str = ""
+    killer: str = "fibres"
+    """Who is expected to see it: fibres, late copies (tried first), or a sanitizer, thread or address, after them."""
+    equivalent: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kernel}: {self.what}"
+
+    @property
+    def family(self) -> str:
+        """Which tests see this kernel."""
+        return FAMILY.get(self.kernel, SEQUENCE)
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches `find`, however it is wrapped."""
+        return re.compile(r"\s+".join(map(re.escape, self.find.split())))
+
+    @property
+    def removes_a_barrier(self) -> bool:
+        """Whether it takes out a __syncthreads()."""
+        return self.find.count("__syncthreads();") > self.replace.count("__syncthreads();")
+
+
+def _in(kernel: str, file: str, *rows: tuple[str, ...], killer: str = "fibres") -> list[Mutation]:
+    """Mutations of one kernel in one file: (what, find, replace), or (what, find, replace, why it is equivalent)."""
+    return [
+        Mutation(kernel, what, file, find, replace, killer, *equivalent) for what, find, replace, *equivalent in rows
+    ]
+
+
+# ------------------------------------------------------------------------------------------ convolutions
+_CONVOLUTIONS = [
+    *_in(
+        "correlate", "cuda/correlate.cuh",
+        ("no barrier between two stages", "copy_async_wait<0>(); __syncthreads();", "copy_async_wait<0>();"),
+        ("no barrier before the sums take the buffers' place",
+         "__syncthreads();  // the last products are taken: the buffers are free", ""),
+        ("no barrier after the tile is there",
+         "store(to + width / 2, whole, high); } __syncthreads();", "store(to + width / 2, whole, high); }"),
+        ("the products read the buffer that is being filled", "const int from = buffer ^ 1;",
+         "const int from = buffer;"),
+        ("the last stage is not multiplied", "next <= stages; ++next", "next < stages; ++next"),
+        ("the weights' last 16 bytes are not copied", "i < pieces; i += kThreads", "i < pieces - 1; i += kThreads"),
+        ("pixels past the last sample are looked up, too", "if (n < args_.samples) {", "if (true) {",
+         "they lie in the tile, but for_pieces hands none of them on, and image_of finds them memory of the sequence"),
+        ("the tile's last row is skipped", "i < rows << row_shift; i", "i < (rows - 1) << row_shift; i"),
+        ("pieces past the last sample are stored", "if (n < args.samples) f(row,", "if (n <= args.samples) f(row,"),
+    ),
+    *_in(
+        "correlate", "cuda/correlate.cuh",
+        ("no wait for the copies", "device::copy_async_wait<0>();", ""),
+        ("the wait leaves the newest copies pending", "copy_async_wait<0>()", "copy_async_wait<1>()"),
+        ("the copies are not committed", "device::copy_async_commit();", ""),
+        killer="late copies",
+    ),
+    *_in(
+        "correlate", "cuda/gather.cuh",
+        ("rows: one too many", "uint32_t(h) < uint32_t(g.extent[0])", "uint32_t(h) <= uint32_t(g.extent[0])"),
+        ("columns: one too many", "uint32_t(w) < uint32_t(g.extent[1])", "uint32_t(w) <= uint32_t(g.extent[1])"),
+        ("the transposed stride's rows between two", "h % g.divide[0] != 0 || w", "w"),
+        ("the stride of the columns for the rows", "row * g.step[0] - g.low[0]", "row * g.step[1] - g.low[0]"),
+        ("the padding of the columns for the rows", "row * g.step[0] - g.low[0]", "row * g.step[0] - g.low[1]"),
+        ("the mask is ignored", "return column.mask ? value * widen(column.mask[at]) : value;", "return value;"),
+        ("each sample has the first one's mask", "images.mask + b * images.image", "images.mask"),
+        ("a sample is one step too long", "time < of.lengths[b]", "time <= of.lengths[b]"),
+        ("a step before the first is one", "return time >= 0 && time < of.steps", "return time < of.steps"),
+        ("the state comes from the step after", "time + of.shift)", "time - of.shift)"),
+        ("no initial state", "return of.initial ? of.initial + b * of.image : nullptr;", "return nullptr;"),
+    ),
+    *_in(
+        "correlate", "cuda/convolution.cuh",
+        ("rows past the last are stored", "rows = left < most ? int(left) : most;", "rows = most;"),
+        ("each tile has the first one's bias", "widen(args.bias[tile.row + row])", "widen(args.bias[row])"),
+        ("the dropout mask of dh_0 is ignored", "if (args.mask) value[j] *= mask[j];", ""),
+        ("the carry is not added", "if (args.carry) value[j] += carry[j];", ""),
+    ),
+    *_in(
+        "correlate", "cuda/packed.h",
+        ("16 bytes at a time whatever the number of pixels",
+         "all_aligned(pixels() * int64_t(sizeof(S)), args.mask, args.carry, args.out)",
+         "all_aligned(0, args.mask, args.carry, args.out)"),
+    ),
+    *_in(
+        "pack_weights", "cuda/convolution.cuh",
+        ("the gates in the order of the weights", "row % 4 * (args.out_channels / 4) + row / 4", "row"),
+        ("the flipped taps are not flipped", "transposed ? -1 : 1;", "transposed ? 1 : 1;"),
+        ("the dilation of the columns for the rows", "kh * args.dilation[0]", "kh * args.dilation[1]"),
+        ("weights past the end of the memory", "if (k >= args.padded_taps) return;", ""),
+    ),
+    *_in(
+        "pack_weights", "cuda/convolution.cuh",
+        ("padding rows are not zeroed", "if (k < args.taps && row < args.rows) {", "if (k < args.taps) {"),
+        ("padding taps are not zeroed", "if (k < args.taps && row < args.rows) {", "if (row < args.rows) {"),
+        ("padding taps read the image", "if (k >= args.taps) tap = {0, kNowhere, kNowhere};", ""),
+        killer="address",
+    ),
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------ the steps of a sequence
+_STEPS = [
+    *_in(
+        "forward_step", "cuda/conv_lstm_forward.cuh",
+        ("channels past the last are computed", "channels = left < most ? int(left) : most;", "channels = most;"),
+        ("inactive samples are not cleared", "return clear_step(args, at, at_gate, span);", "return;"),
+        ("c of inactive samples is not cleared", "store_if(shifted(args.c, at), span, zero);", ""),
+        ("a sample is one step too long", "args.time >= args.lengths[b]", "args.time > args.lengths[b]"),
+        ("in reverse, the last step is not the first", "if (args.reverse) return args.time == 0;", ""),
+        ("a short sample has no last step",
+         "|| (args.lengths && args.time + 1 == args.lengths[b])", ""),
+        ("zoneout keeps 0 instead of h'",
+         "args.cell.flags.zoneout_h ? shifted(image_of(args.h_before, b, same), in_sample) : nullptr", "nullptr"),
+        ("c that is not saved is not read",
+         "args.c_running ? args.c_running + b * C * P : image_of(args.c_before, b, same)",
+         "image_of(args.c_before, b, same)"),
+    ),
+    *_in(
+        "forward_step", "cuda/conv_lstm.h",
+        ("an absent h_0 is convolved, too", "if (s == 0 && !args_.h_0.present) step.correlate.operand[1].stages = 0;",
+         "",
+         "what is absent reads as zero: the stages are dropped to save their time"),
+        ("what x holds in the padding reads as zero", "step.correlate.operand[0].images.lengths = nullptr;", "",
+         "the results of those samples are thrown away; without the lengths there is less to look up"),
+        ("the first step that detaches is 0", "every > 0 && s > 0 && s % every == 0", "every > 0 && s % every == 0"),
+    ),
+    *_in(
+        "forward_step", "cuda/conv_lstm_forward.cu",
+        ("a sample of length 0 has no h_n",
+         "context.copy_or_zero(args.h_n.data, args.h_0, size * int64_t(sizeof(S)));", ""),
+    ),
+    *_in(
+        "backward_step", "cuda/conv_lstm_backward.cuh",
+        ("the first step reads the carry, too", "if (args.first) {", "if (false) {"),
+        ("the gradient of c_n is ignored",
+         "load_or_zero(shifted(args.dc_first, at), span, gradient.dc);",
+         "load_or_zero(static_cast<const A*>(nullptr), span, gradient.dc);"),
+        ("the carry is not read",
+         "load(args.carry_h + at, span, gradient.dh);",
+         "load_or_zero(static_cast<const A*>(nullptr), span, gradient.dh);"),
+        ("the dropout mask is ignored", "args.dropout_mask ? through[j] * mask[j] : through[j]", "through[j]"),
+        ("a sample is one step too long", "args.time >= args.lengths[b]", "args.time > args.lengths[b]"),
+        ("dz of inactive samples is not zeroed", "gradient.dz[k][j] = A(0);", ";"),
+        ("nothing is detached", "if (args.detach) {", "if (false) {"),
+        ("channels past the last are computed", "channels = left < most ? int(left) : most;", "channels = most;"),
+    ),
+    *_in(
+        "backward_step", "cuda/conv_lstm_backward.cu",
+        ("the convolution reaches through a detached state", "if (!step.first && !sequence_.detaches(s + 1)) {",
+         "if (!step.first) {"),
+        ("a chunk does not begin with the dz of the one after",
+         "s + 1 < chunk.end ? dz_of(chunk, s + 1) : plan_.dz_after", "dz_of(chunk, s + 1)"),
+        ("dz of a chunk's first step is not kept",
+         "context_.copy(plan_.dz_after, dz_of(chunk, begin), 4 * size_ * int64_t(sizeof(S)));", ""),
+        ("in reverse, a chunk stands at the time of its steps",
+         "args_.options.reverse ? shape_.steps - end : begin", "begin"),
+        ("16 bytes at a time whatever the upstream gradients' place",
+         "step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first, step.carry_c);",
+         ""),
+    ),
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------ gradients of parameters
+_GRADIENTS = [
+    *_in(
+        "weight_gradient", "cuda/weight_gradient.cuh",
+        ("no barrier between two stages", "if (next > 0) __syncthreads();", ""),
+        ("the last pixels are skipped", "(end - first + kGradientDepth - 1) / kGradientDepth",
+         "(end - first) / kGradientDepth"),
+        ("the last part goes on past the end",
+         "first + args.pixels_per_part < total ? first + args.pixels_per_part : total", "first + args.pixels_per_part"),
+        ("one pixel past the end", "const bool inside = at < end;", "const bool inside = at <= end;"),
+        ("taps past the last are stored", "if (at_row < args.rows && at_tap < args.count) {",
+         "if (at_row < args.rows) {"),
+        ("taps past the last are fetched", "if (k >= args.count) taps[i].h = INT32_MIN / 2;", "",
+         "the sums of those taps are not stored, and tap 0, which stands in for them, is there to be read"),
+    ),
+    *_in(
+        "weight_gradient", "cuda/weight_gradient.cuh",
+        ("rows past the last are read", "inside && r < args.rows ?", "inside ?"),
+        killer="address",
+    ),
+    *_in(
+        "parameter_gradient", "cuda/weight_gradient.cuh",
+        ("no barrier before the warps' sums are added", "= sum; __syncthreads();", "= sum;"),
+        ("the second warp is left out", "for (int w = 1; w < kThreads / 32; ++w) sum",
+         "for (int w = 2; w < kThreads / 32; ++w) sum"),
+        ("p_o takes dz_g for dz_o", "(which == 2 ? 3 : which)", "which"),
+        ("p_o takes c' for ĉ", "return dz * (f * c + i * g);", "return dz * c;"),
+        ("the last sample of a pixel is skipped", "for (int64_t n = 0; n < args.samples; ++n)",
+         "for (int64_t n = 0; n + 1 < args.samples; ++n)"),
+        ("the last part goes on past the end",
+         "first + args.per_part < total ? first + args.per_part : total", "first + args.per_part"),
+        ("samples that are not active are added",
+         "if (!takes_place(states, n - slot * states.batch, states.time + slot)) return A(0);", "",
+         "their dz is zero and their saved gates are finite: what is added is zero"),
+    ),
+    *_in(
+        "parameter_gradient", "cuda/conv_lstm_backward.cu",
+        ("each chunk is the first", "first = chunk.end == shape_.steps, last", "first = true, last"),
+        ("each chunk is the last", "last = chunk.begin == 0;", "last = true;"),
+    ),
+    *_in(
+        "reduce_parts", "cuda/weight_gradient.cuh",
+        ("the last part is left out", "part < args.parts; ++part", "part + 1 < args.parts; ++part"),
+        ("the chunks before are left out", "args.first ? 0.0 : double(args.running[i])", "0.0"),
+        ("one element past the end", "if (i >= args.n) return;", "if (i > args.n) return;"),
+        ("parts as far apart as they are long", "args.partial[part * args.stride + i]",
+         "args.partial[part * args.n + i]"),
+    ),
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------ the gates
+_GATES = [
+    *_in(
+        "gates_forward", "cuda/lstm_gates.cuh",
+        ("one plane past the end", "if (plane >= args.planes) return;", "if (plane > args.planes) return;"),
+        ("a plane's last pack has no end",
+         "const Span span = {P - p < V ? int(P - p) : V, args.cell.whole}; const int64_t at = plane",
+         "const Span span = {V, args.cell.whole}; const int64_t at = plane"),
+    ),
+    *_in(
+        "gates_forward", "cuda/lstm_gates.cu",
+        ("16 bytes at a time whatever z's place", "k.z, k.in.c, k.in.h, k.out.h,", "k.in.c, k.in.h, k.out.h,"),
+    ),
+    *_in(
+        "gates_forward", "cuda/cell_pack.cuh",
+        ("p_o is p_f", "2 * C + channel, cell.pixels", "C + channel, cell.pixels"),
+        ("a bias per pixel is the first one's", "load(parameter + row * pixels + p, span, to);",
+         "load(parameter + row * pixels, span, to);"),
+        ("the gates' biases in the order of the rows", "k * cell.channels + channel, cell.pixels",
+         "4 * channel + k, cell.pixels"),
+    ),
+    *_in(
+        "gates_forward", "cuda/cell_pack.cuh",
+        ("the mask is read past its end", "A(j < span.count && mask[j] != 0)", "A(mask[j] != 0)"),
+        killer="address",
+    ),
+    *_in(
+        "gates_backward", "cuda/lstm_gates.cuh",
+        ("no barrier before the warps' sums are added", "__syncthreads(); double total = 0;", "double total = 0;"),
+        ("the last warp is left out", "w < kThreads / 32; ++w) total", "w < kThreads / 32 - 1; ++w) total"),
+        ("samples past the last are computed", "b < first + args.samples && b < args.batch",
+         "b < first + args.samples"),
+        ("threads without a sample write, too", "if (first < args.batch) {", "if (true) {"),
+        ("the gradients of the peepholes in reverse", "((k - 4) * C + channel)", "((6 - k) * C + channel)"),
+        ("each block has the first one's place", "(int64_t(blockIdx.x) * kCellSums + threadIdx.x) * C",
+         "int64_t(threadIdx.x) * C"),
+        ("pixels past the last are added", "j < span.count ? term : A(0)", "term",
+         "dh and dc read as zero there, and so do the gates: the terms are zero"),
+    ),
+    *_in(
+        "gates_backward", "cuda/cell_pack.cuh",
+        ("p_o takes c' for ĉ", "result.dz.o * result.c_new", "result.dz.o * operands.c[j]"),
+    ),
+    *_in(
+        "gates_backward", "cuda/lstm_gates.cu",
+        ("a peephole per pixel is summed per sample", "bias_pixel || peephole_pixel ? shape.batch : 1",
+         "bias_pixel ? shape.batch : 1"),
+    ),
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------ elementwise
+_ELEMENTWISE = [
+    *_in(
+        "activation", "cuda/activation.cuh",
+        ("dy is not read", "if (args.adjoint) load(args.dy + first, span, dy);", ""),
+        ("a thread at the end goes on", "if (first >= args.size) return;", "if (first > args.size) return;",
+         "its span is empty: it reads and writes nothing"),
+    ),
+    *_in(
+        "activation", "cuda/packs.cuh",
+        ("the last pack has no end", "end - first < V ? int(end - first) : V", "V"),
+        ("16 bytes at a time whatever the place", "{count, aligned && count == V}", "{count, count == V}"),
+        killer="address",
+    ),
+    *_in(
+        "activation", "cuda/activation.cu",
+        ("the adjoint reads x where it wants y", "output_determines_derivative(kind) ? y : x;", "x;"),
+        ("16 bytes at a time whatever dy's place", "all_aligned(0, known.data, dy.data, out.data)",
+         "all_aligned(0, known.data, out.data)"),
+        killer="address",
+    ),
+    *_in(
+        "softmax", "cuda/softmax.cuh",
+        ("one line past the end", "if (line >= args.lines) return;", "if (line > args.lines) return;"),
+        ("the largest of a line is at least 0", "j < span.count && x[j] > result ?", "x[j] > result ?"),
+        ("the sum goes past the line's end", "j < span.count ? double(exp_of_negative(x[j] - most)) : 0.0",
+         "double(exp_of_negative(x[j] - most))"),
+        ("the adjoint's sum is one lane's",
+         "dot = fold_lanes<kLanes>(dot, [](double a, double b) { return a + b; });", ""),
+    ),
+    *_in(
+        "softmax", "cuda/softmax.cuh",
+        ("16 bytes at a time whatever the line's length", "kLanes == 1 || args.aligned,", "true,"),
+        killer="address",
+    ),
+    *_in(
+        "softmax", "cuda/packs.cuh",
+        ("half of the lanes are folded", "int distance = kLanes / 2;", "int distance = kLanes / 4;"),
+    ),
+    *_in(
+        "bernoulli", "cuda/masks.cuh",
+        ("the offset is ignored", "= args.offset + (args.counter", "= (args.counter"),
+        ("the counter on the device is ignored", "(args.counter ? *args.counter : 0)", "0"),
+        ("a number that equals the threshold counts", "numbers.word[j] < args.threshold",
+         "numbers.word[j] <= args.threshold"),
+        ("a thread at the end goes on", "if (group * 4 >= args.size) return;", "if (group * 4 > args.size) return;",
+         "its span is empty: it writes nothing"),
+    ),
+    *_in(
+        "bernoulli", "cuda/masks.cuh",
+        ("four numbers past the end", "if (j < span.count) out[j] = drawn.element[j];", "out[j] = drawn.element[j];"),
+        killer="address",
+    ),
+]  # fmt: skip
+
+# ------------------------------------------------------------------------------------------ lists of arrays
+_LISTS = [
+    *_in(
+        "norm_partials", "cuda/tensor_list.cuh",
+        ("no barrier before the warps' parts are added", "__syncthreads(); if (threadIdx.x != 0) return part;",
+         "if (threadIdx.x != 0) return part;"),
+        ("the last warp is left out", "for (int warp = 1; warp < kThreads / 32; ++warp)",
+         "for (int warp = 1; warp < kThreads / 32 - 1; ++warp)"),
+        ("a NaN is not kept", "return a != a || b <= a ? a : b;", "return b <= a ? a : b;"),
+        ("large squares overflow", "if (size > kBig) {", "if (false) {"),
+        ("small squares are lost", "} else if (size < kSmall) {", "} else if (false) {"),
+        ("a chunk goes on to the array's end", "entry.size - begin < kListChunk ? entry.size : begin + kListChunk",
+         "entry.size"),
+        ("a block belongs to the array before", "first_block <= blockIdx.x", "first_block < blockIdx.x"),
+    ),
+    *_in(
+        "norm_partials", "cuda/tensor_list.cu",
+        ("a second launch overwrites the first one's parts", "args.parts += grid.x;", ""),
+    ),
+    *_in(
+        "norm_finish", "cuda/tensor_list.cuh",
+        ("the last part is left out", "i < args.count; i += kThreads", "i + 1 < args.count; i += kThreads"),
+        ("parts beyond the block's threads are left out", "i < args.count; i += kThreads",
+         "i < args.count && i < kThreads; i += kThreads"),
+        ("small squares always count", "part.small > 0 && part.medium < 0x1p-100", "part.small > 0"),
+        ("the medium squares beside large ones do not count",
+         "square_root(part.big + part.medium * kBigScale * kBigScale)", "square_root(part.big)"),
+    ),
+    *_in(
+        "rescale", "cell/update.h",
+        ("the norm less the small number", "= max_norm / (norm + 1e-6)", "= max_norm / (norm - 1e-6)"),
+        ("gradients below the limit are raised", "return coefficient >= 1.0 ? 1.0 : coefficient;",
+         "return coefficient;"),
+    ),
+    *_in(
+        "rescale", "cuda/tensor_list.cuh",
+        ("what reaches the threshold exceeds it", "!(*args.largest > args.limit)", "!(*args.largest >= args.limit)"),
+        ("a small norm's inverse overflows", "*args.norm < kSmallestDivisor ? kSmallDivisorScale : 1.0", "1.0"),
+        ("the factor is rounded to float", "return A(double(x) * by.factor);", "return x * A(by.factor);"),
+        ("a factor of 1 is multiplied by",
+         "if (args.op != Rescale::clamp && by.before == 1.0 && by.factor == 1.0) return;", "",
+         "a product with 1 is the number itself: leaving early saves the pass over memory"),
+    ),
+    *_in(
+        "update", "cuda/tensor_list.cuh",
+        ("no barrier before the factors are read", "__syncthreads(); return factors[0];", "return factors[0];"),
+        ("the step that the device counts is ignored", "args.step ? *args.step : args.parameters.step",
+         "args.parameters.step"),
+        ("the norm is ignored", "args.norm ? clip_coefficient(*args.norm, args.parameters.max_norm) : 1.0", "1.0"),
+        ("the second slot is not stored", "if (seconds) store(seconds + at, span, second);", ""),
+    ),
+    *_in("update", "cell/update.h", ("Adam's mean is not corrected", "p.lr / (1.0 - power(p.beta1, step))", "p.lr")),
+    *_in(
+        "update", "cuda/tensor_list.cu",
+        ("a full list is not launched", "if (++list.count == list.kCapacity) flush();", "++list.count;"),
+    ),
+    *_in(
+        "update", "cuda/tensor_list.cu",
+        ("16 bytes at a time whatever the gradient's place", "all_aligned(0, value.data, gradient, first, second)",
+         "all_aligned(0, value.data, first, second)"),
+        killer="address",
+    ),
+]  # fmt: skip
+
+MUTATIONS = (*_CONVOLUTIONS, *_STEPS, *_GRADIENTS, *_GATES, *_ELEMENTWISE, *_LISTS)
