@@ -31,7 +31,7 @@ RUN := $(VENV)/bin/python
 # -qq: errors, and a compiler's words with them, but nothing else
 PIP := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-frameworks test-packaging bench lint format sanitize cuda cuda12 wheel cuda-wheel clean FORCE
+.PHONY: help demo test test-frameworks test-packaging bench lint format sanitize cuda cuda12 mutants wheel cuda-wheel clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -80,6 +80,9 @@ cuda: $(MADE)/build.txt $(MADE)/kernels.txt ## the CUDA kernels through nvcc, an
 cuda12: $(MADE)/kernels.txt ## whether CUDA 12, which is not on this machine, would take kernels and launches
 	@$(RUN) tools/check_cuda12.py
 
+mutants: $(MADE)/test.txt $(MADE)/core ## breaks the CUDA kernels on purpose, one way at a time: which test sees it (an hour)
+	@$(RUN) tools/mutants.py $(ARGS)
+
 wheel: $(MADE)/dist.txt ## a source archive and a wheel in dist/
 	@$(RUN) -m build
 
@@ -103,7 +106,7 @@ VENV_KEY := $(CURDIR)
 # The Python files count, too: an editable install knows those that were there.
 PYTHON_MODULES := $(sort $(shell find python -name '*.py' -o -name '*.pyi'))
 # The tests' third backend. Whoever has it keeps it, so that `make demo` after `make test` has nothing to build.
-EMULATED := $(if $(filter test test-frameworks,$(MAKECMDGOALS))$(filter EMULATED=ON,$(file < $(MADE)/core)),ON,OFF)
+EMULATED := $(if $(filter test test-frameworks mutants,$(MAKECMDGOALS))$(filter EMULATED=ON,$(file < $(MADE)/core)),ON,OFF)
 # A compiler or a driver that appears later counts, too.
 CUDA_KEY := $(FUSECELL_CUDA) $(FUSECELL_CUDA_ARCHITECTURES) $(CUDACXX) $(shell command -v nvcc nvidia-smi)
 export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) EMULATED=$(EMULATED) CXX=$(CXX) $(CUDA_KEY) \

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,6 +167,14 @@ def test_pointwise_on_memory_that_is_not_aligned_to_16_bytes(which: int) -> None
     expected = pointwise(np.random.default_rng(3), np.copy)
     got = pointwise(np.random.default_rng(3), lambda a: moved(a) if next(count) % 7 == which else np.copy(a))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere the compiler contracts products and sums")
+def test_the_bits_of_the_direct_path() -> None:
+    script = Path(__file__).parent / "bits_of_the_direct_path.py"
+    environment = {**os.environ, "FUSECELL_ISA": "portable"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_waiting_for_a_value_is_refused_while_a_graph_is_captured(rng: np.random.Generator) -> None:

@@ -5,6 +5,13 @@
 
 namespace fusecell::cuda {
 
+// Blocks of a multiprocessor, at least: what waits for memory wants many loads under way. With any activation, 8 pixels
+// of 16 bits do not fit into half of the registers.
+template <class S, class Act>
+constexpr int kGatesAtOnce = 1;
+template <class S>
+constexpr int kGatesAtOnce<S, SigmoidTanh<float>> = 2;
+
 // ---------------------------------------------------------------------------------------------------------- forward
 template <class S>
 struct GatesForwardArgs {
@@ -16,7 +23,7 @@ struct GatesForwardArgs {
 };
 
 template <class S, class Act>
-__global__ void __launch_bounds__(kThreads, 1) gates_forward(const GatesForwardArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_forward(const GatesForwardArgs<S> args) {
   constexpr int V = kPack<S>;
   const int64_t C = args.cell.channels, P = args.cell.pixels;
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, plane = quotient(i, args.packs);
@@ -77,8 +84,7 @@ FUSECELL_DEVICE double block_sum_of_seven(A (&value)[kCellSums], A* shared) {
 }
 
 template <class S, class Act>
-__global__ void __launch_bounds__(kThreads, sizeof(Accumulate<S>) == 4 ? 2 : 1)
-    gates_backward(const GatesBackwardArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_backward(const GatesBackwardArgs<S> args) {
   using A = Accumulate<S>;
   constexpr int V = kGatesBackwardPack<S>;
   FUSECELL_SHARED(A, shared, kThreads / 32 * kCellSums);
