@@ -80,7 +80,7 @@ cuda: $(MADE)/build.txt $(MADE)/kernels.txt ## the CUDA kernels through nvcc, an
 cuda12: $(MADE)/kernels.txt ## whether CUDA 12, which is not on this machine, would take kernels and launches
 	@$(RUN) tools/check_cuda12.py
 
-mutants: $(MADE)/test.txt $(MADE)/core ## breaks the CUDA kernels on purpose, one way at a time: which test sees it (an hour)
+mutants: $(MADE)/test.txt $(MADE)/core ## breaks the CUDA kernels on purpose, one way at a time: which test sees it (half an hour)
 	@$(RUN) tools/mutants.py $(ARGS)
 
 wheel: $(MADE)/dist.txt ## a source archive and a wheel in dist/
