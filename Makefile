@@ -106,7 +106,7 @@ VENV_KEY := $(CURDIR)
 # The Python files count, too: an editable install knows those that were there.
 PYTHON_MODULES := $(sort $(shell find python -name '*.py' -o -name '*.pyi'))
 # The tests' third backend. Whoever has it keeps it, so that `make demo` after `make test` has nothing to build.
-EMULATED := $(if $(filter test test-frameworks mutants,$(MAKECMDGOALS))$(filter EMULATED=ON,$(file < $(MADE)/core)),ON,OFF)
+EMULATED := $(if $(filter test test-frameworks,$(MAKECMDGOALS))$(filter EMULATED=ON,$(file < $(MADE)/core)),ON,OFF)
 # A compiler or a driver that appears later counts, too.
 CUDA_KEY := $(FUSECELL_CUDA) $(FUSECELL_CUDA_ARCHITECTURES) $(CUDACXX) $(shell command -v nvcc nvidia-smi)
 export CORE_KEY := $(strip $(CURDIR) WERROR=$(WERROR) EMULATED=$(EMULATED) CXX=$(CXX) $(CUDA_KEY) \
