@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fusecell import _dispatch, selftest
-from fusecell._cases import CASES, Case, Outcome, largest_error, run_case, upstream_of
+from fusecell._cases import CASES, Arrays, Case, Outcome, largest_error, run_case, upstream_of
 
 _emulated: Any = pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
 OPS = selftest.Emulated()
@@ -132,32 +132,27 @@ def moved(a: np.ndarray) -> np.ndarray:
 
 
 # Whole 16 bytes where every tensor allows it, else one by one: the same bits.
+def assert_the_same_bits_wherever_an_array_lies(case: Case, arguments: Arrays) -> None:
+    expected = run_case(OPS, case, arguments, None)
+    for name in arguments:
+        one = {n: moved(a) if n == name and a is not None else a for n, a in arguments.items()}
+        assert same_bits(run_case(OPS, case, one, None), expected), name
+    upstream = upstream_of(list(expected.outputs.values()))
+    for i in range(len(upstream)):
+        sent = [moved(a) if j == i else a for j, a in enumerate(upstream)]
+        assert same_bits(run_case(OPS, case, arguments, sent), expected), i
+
+
 @pytest.mark.parametrize("shape", [{"H": 6, "W": 8}, {"H": 5, "W": 7}, {"H": 4, "W": 12, "C": 20}])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_memory_that_is_not_aligned_to_16_bytes(shape: dict[str, int], dtype: Any) -> None:
     case = Case("conv_lstm", "unaligned", {"T": 2, "peephole": "pixel", "bias": "pixel"} | shape)
-    arguments = case.arguments(np.random.default_rng(5), dtype)
-    expected = run_case(OPS, case, arguments, None)
-    for name in arguments:
-        one = {n: moved(a) if n == name and a is not None else a for n, a in arguments.items()}
-        assert same_bits(run_case(OPS, case, one, None), expected), name
-    upstream = upstream_of(list(expected.outputs.values()))
-    for i in range(len(upstream)):
-        one = [moved(a) if j == i else a for j, a in enumerate(upstream)]
-        assert same_bits(run_case(OPS, case, arguments, one), expected), i
+    assert_the_same_bits_wherever_an_array_lies(case, case.arguments(np.random.default_rng(5), dtype))
 
 
 def test_gates_that_are_not_aligned_to_16_bytes() -> None:
     case = Case("lstm_gates", "unaligned", {"B": 2, "C": 3, "spatial": (4, 4), "bias": "pixel", "peephole": "pixel"})
-    arguments = case.arguments(np.random.default_rng(5), np.float32)
-    expected = run_case(OPS, case, arguments, None)
-    for name in arguments:
-        one = {n: moved(a) if n == name and a is not None else a for n, a in arguments.items()}
-        assert same_bits(run_case(OPS, case, one, None), expected), name
-    upstream = upstream_of(list(expected.outputs.values()))
-    for i in range(len(upstream)):
-        one_sent = [moved(a) if j == i else a for j, a in enumerate(upstream)]
-        assert same_bits(run_case(OPS, case, arguments, one_sent), expected), i
+    assert_the_same_bits_wherever_an_array_lies(case, case.arguments(np.random.default_rng(5), np.float32))
 
 
 @pytest.mark.parametrize("which", [0, 1, 2, 3, 4, 5, 6])
@@ -218,7 +213,12 @@ def test_a_last_chunk_that_is_shorter_takes_no_more_parts_than_were_planned() ->
     assert largest_error(got.gradients, run_case(selftest.ops, case, wide, sent).gradients) < 2.0**-6
 
 
-def test_the_kernels_do_not_care_what_lengths_hold() -> None:
-    """On a GPU nobody reads them before; here the rules do, so they are cut to what counts."""
-    with pytest.raises(ValueError, match="lengths: expected values from 0 to 3, got 4"):
-        OPS.conv_lstm_forward(*CASES[0].arguments(np.random.default_rng(0)).values(), lengths=[4, 1])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths_that_nobody_has_read_before_are_cut_to_what_counts(reverse: bool) -> None:
+    """The host does not look at those that lie on a GPU: above T counts as T, a negative one as 0."""
+    arguments = Case("conv_lstm", "lengths", {"B": 3, "T": 4, "peephole": "pixel"}).arguments(np.random.default_rng(0))
+    results = []
+    for lengths in ([9, -5, 2], [4, 0, 2]):
+        *outputs, saved = OPS.conv_lstm_forward(*arguments.values(), lengths=lengths, reverse=reverse)
+        results.append([*outputs, *OPS.conv_lstm_backward(saved, *upstream_of(outputs)).values()])
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True))

@@ -57,8 +57,6 @@ FUSECELL_FOR_EACH_STORAGE(FUSECELL_INSTANTIATE)
 
 namespace fusecell::backend {
 
-Traits traits() { return {cuda::kHostMemory, true}; }
-
 int64_t conv_lstm_forward_scratch(const ConvLstmForward& /*args*/, const ConvLstmShape& shape, int /*workers*/) {
   return cuda::with_storage(shape.dtype, [&](auto s) {
     Arena arena;

@@ -13,12 +13,6 @@
 
 namespace fusecell::cuda {
 
-#if defined(FUSECELL_EMULATED)
-constexpr bool kHostMemory = true;
-#else
-constexpr bool kHostMemory = false;
-#endif
-
 // Throws Error (memory, or runtime) that carries the op's name and the CUDA error's.
 inline void check(const char* op, cudaError_t status) {
   if (status == cudaSuccess) return;

@@ -54,7 +54,7 @@ class PackedWeights {
     rows_ = transposed ? conv.in_channels : conv.out_channels;
     taps_ = (transposed ? conv.out_channels : conv.in_channels) * conv.taps();
     group_shift_ = tile_group_shift(rows_);
-    padded_rows_ = round_up(rows_, (kRowsPerThread << group_shift_));
+    padded_rows_ = round_up(rows_, kRowsPerThread << group_shift_);
     padded_taps_ = round_up(taps_, kDepth);
     packed_ = arena.take<Accumulate<S>>(checked_product("scratch", {padded_taps_, padded_rows_}));
     tap_ = arena.take<Tap>(padded_taps_);
@@ -115,7 +115,7 @@ class PackedWeights {
   dim3 grid(int64_t samples) const {
     const int64_t width = (kThreads >> group_shift_) * kPixelsPerThread<Accumulate<S>>;
     const int64_t tiles = ceil_div(checked_product("x", {samples, pixels()}), width);
-    return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(padded_rows_ / ((kRowsPerThread << group_shift_))));
+    return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(padded_rows_ / (kRowsPerThread << group_shift_)));
   }
 
   // A convolution with a plain ending; the caller sets bias, mask and carry.

@@ -88,8 +88,7 @@ class Optimizer(ABC):
         return {n: np.zeros_like(a, np.float32 if a.dtype.itemsize == 2 else None) for n, a in self.parameters.items()}
 
     def _slot(self, name: str) -> list[Array]:
-        slot = self._slots.get(name, {})
-        return [slot[parameter] for parameter in slot]
+        return list(self._slots.get(name, {}).values())
 
     def _clip(self, gradients: list[Array]) -> tuple[Number | None, Number | None]:
         """Clip by value. Returns the norm before that, to report, and the norm to clip by as the update reads."""
