@@ -1,0 +1,242 @@
+"""The ConvLSTM as a composition of stock torch operators: this file needs torch alone and can be copied as it is.
+
+It computes what fusecell's kernels compute (fusecell's docs/cell.md defines it), slower, but on every device that
+torch knows, differentiable any number of times, and fit for torch.export. `fusecell.torch.to_plain` puts these
+modules in the place of fusecell's.
+
+One step, `*` a cross-correlation, every other product elementwise, (h', c') the state before:
+
+    z = W_ih * x + W_hh * h' + b                four blocks of C channels, in the order i, f, g, o
+    i = sigma(z_i + p_i c')    f = sigma(z_f + p_f c')    g = phi(z_g)
+    C = f c' + i g             o = sigma(z_o + p_o C)     H = o phi(C)
+    c = m_c c' + (1 - m_c) C   h = m_h h' + (1 - m_h) H
+
+Source: Shi et al. 2015, "Convolutional LSTM Network: A Machine Learning Approach for Precipitation Nowcasting".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = int | tuple[int, int]
+Padding = str | int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
+State = tuple[Tensor, Tensor]
+
+
+# ------------------------------------------------------------------------------------------------ activations
+def _sigma(x: Tensor, name: str) -> Tensor:
+    if name == "sigmoid":
+        return torch.sigmoid(x)
+    if name == "hard_sigmoid":
+        return F.relu6(x + 3.0) / 6.0
+    if name == "hard_sigmoid_keras2":
+        return torch.clamp(0.2 * x + 0.5, 0.0, 1.0)
+    raise ValueError(f"recurrent_activation: expected sigmoid, hard_sigmoid or hard_sigmoid_keras2, got {name!r}")
+
+
+def _softsign(x: Tensor) -> Tensor:
+    infinite = x.isinf()  # inf / inf would be NaN
+    return torch.where(infinite, x.sign(), F.softsign(x.masked_fill(infinite, 0.0)))
+
+
+def _phi(x: Tensor, name: str, slope: float, relu_at_zero: float) -> Tensor:
+    if name == "tanh":
+        return torch.tanh(x)
+    if name == "relu":
+        return F.relu(x) if relu_at_zero == 0.0 else torch.where(x == 0.0, relu_at_zero * x, F.relu(x))
+    if name == "leaky_relu":
+        return F.leaky_relu(x, slope)
+    if name == "hard_tanh":
+        return F.hardtanh(x)
+    if name == "softsign":
+        return _softsign(x)
+    if name == "identity":
+        return x
+    raise ValueError(f"activation: expected tanh, relu, leaky_relu, hard_tanh, softsign or identity, got {name!r}")
+
+
+# ------------------------------------------------------------------------------------------------------ gates
+def _blocks(p: Tensor | None, count: int, like: Tensor) -> list[Tensor | None]:
+    """The blocks of a bias or peephole, to be broadcast over `like` [B, C, ...]; Nones for None."""
+    if p is None:
+        return [None] * count
+    return list(torch.chunk(p.reshape(-1, *[1] * (like.dim() - 2)) if p.dim() == 1 else p, count, dim=0))
+
+
+def _add(a: Tensor, *factors: Tensor | None) -> Tensor:
+    """a plus the product of the factors; a itself if the first is absent."""
+    first, *rest = factors
+    if first is None:
+        return a
+    for factor in rest:
+        first = first * cast(Tensor, factor)
+    return a + first
+
+
+def _keep(old: Tensor | None, new: Tensor, rate: float, mask: Tensor | None) -> Tensor:
+    if mask is None and rate == 0.0:
+        return new
+    if old is None:
+        raise ValueError("h: expected the state before the step, which zoneout keeps a part of, got None")
+    m = rate if mask is None else mask.to(new.dtype)
+    return m * old + (1.0 - m) * new
+
+
+def lstm_gates(
+    z: Tensor,
+    c: Tensor,
+    h: Tensor | None = None,
+    bias: Tensor | None = None,
+    peephole: Tensor | None = None,
+    *,
+    recurrent_activation: str = "sigmoid",
+    activation: str = "tanh",
+    slope: float = 0.01,
+    relu_at_zero: float = 0.0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    zoneout_mask_h: Tensor | None = None,
+    zoneout_mask_c: Tensor | None = None,
+) -> State:
+    """The gates alone, for any convolution: (z, c') -> (h, c).
+
+    z [B, 4C, ...] in the order i, f, g, o, with any number of spatial dimensions; c and h [B, C, ...], the state
+    before, of which h is read by zoneout alone; bias [4C] or [4C, ...]; peephole [3C] or [3C, ...], in the order
+    i, f, o; zoneout masks [B, C, ...], 1 = keep the old, in place of the rates. The arithmetic is in c's dtype (float32
+    beside a bfloat16 z); h comes in z's. Raises ValueError for unknown activations.
+    """
+    z_i, z_f, z_g, z_o = torch.chunk(z.to(c.dtype), 4, dim=1)
+    b_i, b_f, b_g, b_o = _blocks(bias, 4, z)
+    p_i, p_f, p_o = _blocks(peephole, 3, z)
+    i = _sigma(_add(_add(z_i, b_i), p_i, c), recurrent_activation)
+    f = _sigma(_add(_add(z_f, b_f), p_f, c), recurrent_activation)
+    g = _phi(_add(z_g, b_g), activation, slope, relu_at_zero)
+    new_c = f * c + i * g
+    o = _sigma(_add(_add(z_o, b_o), p_o, new_c), recurrent_activation)
+    new_h = o * _phi(new_c, activation, slope, relu_at_zero)
+    new_h = _keep(h, new_h, zoneout_h, zoneout_mask_h)
+    return new_h.to(z.dtype), _keep(c, new_c, zoneout_c, zoneout_mask_c)
+
+
+# ------------------------------------------------------------------------------------------------ convolutions
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _sides(
+    size: Sequence[int], kernel: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int], padding: Padding
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The zeros before and after each axis; "same" as Keras: ceil(size / stride) outputs, the odd zero behind."""
+    if padding == "same":
+        reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        totals = [max((n - 1) // s * s + r - n, 0) for n, s, r in zip(size, stride, reach, strict=True)]
+        return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if isinstance(padding, str):
+        raise ValueError(f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
+    rows, columns = _pair(padding)
+    return _pair(rows), _pair(columns)
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    sides: tuple[tuple[int, int], tuple[int, int]],
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    (top, bottom), (left, right) = sides
+    if top == bottom and left == right:  # saves a padded copy
+        return F.conv2d(x, weight, None, stride, (top, left), dilation)
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, None, stride, 0, dilation)
+
+
+def conv_lstm(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None = None,
+    peephole: Tensor | None = None,
+    h_0: Tensor | None = None,
+    c_0: Tensor | None = None,
+    *,
+    stride: Pair = (1, 1),
+    dilation: Pair = (1, 1),
+    padding: Padding = "same",
+    recurrent_activation: str = "sigmoid",
+    activation: str = "tanh",
+    slope: float = 0.01,
+    relu_at_zero: float = 0.0,
+    lengths: Tensor | Sequence[int] | None = None,
+    reverse: bool = False,
+    truncation: int = 0,
+    zoneout_h: float = 0.0,
+    zoneout_c: float = 0.0,
+    zoneout_mask_h: Tensor | None = None,
+    zoneout_mask_c: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
+    state_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A ConvLSTM over a sequence, from the state (h_0, c_0), zero where absent.
+
+    x [T, B, Cin, Hin, Win]; weight_ih [4C, Cin, kh, kw], weight_hh [4C, C, kh', kw'], gates in the order i, f, g, o;
+    bias [4C] or [4C, H, W]; peephole [3C] or [3C, H, W], in the order i, f, o; h_0, c_0 [B, C, H, W].
+    stride, dilation, padding ("same" as Keras, "valid", or numbers up to ((top, bottom), (left, right))) are the input
+    convolution's; the state's is always "same".
+    lengths [B], 0 to T: step t of sample b takes place iff t < lengths[b]. reverse runs from t = T - 1 down to 0.
+    truncation k > 0 detaches the state that enters the direction's steps k, 2k, ...
+    zoneout keeps the rates' share of the old state, or what masks [T, B, C, H, W] say; dropout_mask [B, C, H, W]
+    multiplies h' in the recurrent convolution alone.
+    state_dtype: the dtype of c; float32 for 16-bit x, else that of x.
+
+    Returns y [T, B, C, H, W], 0 where no step takes place, and h_n, c_n [B, C, H, W]. Raises ValueError for unknown names.
+    """
+    T, B = x.shape[:2]
+    stride, dilation = _pair(stride), _pair(dilation)
+    kernel, recurrent_kernel = weight_ih.shape[2:], weight_hh.shape[2:]
+    sides = _sides(x.shape[3:], kernel, stride, dilation, padding)
+    around = _sides(recurrent_kernel, recurrent_kernel, (1, 1), (1, 1), "same")
+    size = [
+        (n + low + high - d * (k - 1) - 1) // s + 1
+        for n, (low, high), k, d, s in zip(x.shape[3:], sides, kernel, dilation, stride, strict=True)
+    ]
+    if state_dtype is None:
+        state_dtype = torch.promote_types(x.dtype, torch.float32)
+    h = x.new_zeros(B, weight_hh.shape[1], *size) if h_0 is None else h_0
+    c = torch.zeros_like(h, dtype=state_dtype) if c_0 is None else c_0.to(state_dtype)
+    if lengths is not None:
+        lengths = torch.as_tensor(lengths, device=x.device).view(B, 1, 1, 1)
+
+    outputs = [torch.zeros_like(h)] * T
+    for s in range(T):
+        t = T - 1 - s if reverse else s
+        active = None if lengths is None else t < lengths
+        if truncation and s and s % truncation == 0:
+            h, c = _where(active, h.detach(), h), _where(active, c.detach(), c)
+        # Where no step takes place zeros go in: even a NaN there must not reach a gradient, and 0 * NaN would be NaN.
+        x_t, h_t, c_t = _or_zeros(active, x[t]), _or_zeros(active, h), _or_zeros(active, c)
+        z = _conv(x_t, weight_ih, sides, stride, dilation)
+        z = z + _conv(h_t if dropout_mask is None else dropout_mask * h_t, weight_hh, around)
+        new_h, new_c = lstm_gates(
+            z, c_t, h_t, bias, peephole, recurrent_activation=recurrent_activation, activation=activation, slope=slope,
+            relu_at_zero=relu_at_zero, zoneout_h=zoneout_h, zoneout_c=zoneout_c,
+            zoneout_mask_h=None if zoneout_mask_h is None else _or_zeros(active, zoneout_mask_h[t]),
+            zoneout_mask_c=None if zoneout_mask_c is None else _or_zeros(active, zoneout_mask_c[t]),
+        )  # fmt: skip
+        outputs[t] = _or_zeros(active, new_h)
+        h, c = _where(active, new_h, h), _where(active, new_c, c)
+    return torch.stack(outputs) if T else x.new_zeros(0, *h.shape), h, c
+
+
+def _where(active: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    return a if active is None else torch.where(active, a, b)
+
+
+def _or_zeros(active: Tensor | None, a: Tensor) -> Tensor:
+    return a if active is None else torch.where(active, a, torch.zeros_like(a))
