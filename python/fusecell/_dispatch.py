@@ -102,9 +102,14 @@ def using(backend: str) -> Iterator[None]:
         _host_backend.reset(token)
 
 
+def host_place() -> Place:
+    """Where memory of the host lies: "cpu", or what `using` says."""
+    return Place(_host_backend.get())
+
+
 def place_of_array(array: Any) -> Place:
     """Where one NumPy or CuPy array lies."""
-    return Place(_host_backend.get()) if isinstance(array, np.ndarray) else Place("cuda", int(array.device.id))
+    return host_place() if isinstance(array, np.ndarray) else Place("cuda", int(array.device.id))
 
 
 def place_of(arrays: Mapping[str, Any]) -> Place:
@@ -119,7 +124,7 @@ def place_of(arrays: Mapping[str, Any]) -> Place:
             found, first = place, name
         elif place != found:
             raise ValueError(f"{name}: expected an array on {found}, as {first} is, got one on {place}")
-    return found or Place(_host_backend.get())
+    return found or host_place()
 
 
 def expect_place(name: str, array: Any, place: Place) -> None:

@@ -1,0 +1,58 @@
+"""How sequences and states lie in memory: outputs as the inputs do, so that neither side needs a transpose.
+
+A sequence is always [T, B, C, H, W] to the operators. In memory it may be batch first, and each of its frames may be
+channels last (C stride 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shape = tuple[Any, ...]  # sizes may be symbolic
+
+
+def is_channels_last(frames: Tensor) -> bool:
+    """Whether the frames [..., C, H, W] have neighbouring channels, and not only because C or H * W is 1."""
+    channels, height, width = frames.shape[-3:]
+    return bool(channels > 1 and height * width > 1 and frames.stride(-3) == 1)
+
+
+def follows(x: Tensor, weight_hh: Tensor) -> bool:
+    """Whether outputs are channels last: as x is, or as the weights are where one channel or one pixel is silent."""
+    channels, height, width = x.shape[-3:]
+    return is_channels_last(weight_hh if channels == 1 or height * width == 1 else x)
+
+
+def is_batch_first(x: Tensor) -> bool:
+    """Whether the sequence [T, B, ...] is a view of [B, T, ...]."""
+    return bool(x.shape[0] > 1 and x.shape[1] > 1 and x.stride(1) > x.stride(0))
+
+
+def empty_frames(shape: Shape, channels_last: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised [..., C, H, W]."""
+    channels_last = False  # INTERIM
+    if not channels_last:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    *outer, c, h, w = shape
+    return torch.empty((*outer, h, w, c), dtype=dtype, device=like.device).movedim(-1, -3)
+
+
+def empty_sequence(shape: Shape, channels_last: bool, batch_first: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """An uninitialised [T, B, C, H, W]."""
+    batch_first = False  # INTERIM
+    if not batch_first:
+        return empty_frames(shape, channels_last, like, dtype)
+    t, b, *frame = shape
+    return empty_frames((b, t, *frame), channels_last, like, dtype).transpose(0, 1)
+
+
+def addressable(frames: Tensor) -> Tensor:
+    """The tensor itself where H and W are one run of pixels at a constant stride, else a contiguous copy."""
+    return frames.contiguous()  # INTERIM
+    h, w = frames.shape[-2:]
+    if h == 1 or w == 1 or frames.stride(-2) == w * frames.stride(-1) or frames.numel() == 0:
+        return frames
+    return frames.contiguous()

@@ -1,0 +1,138 @@
+"""The library `torch.ops.fusecell`, and what all of its operators have in common.
+
+Autograd is registered as a kernel for the key "Autograd" and not by `torch.library.register_autograd`: that one reads
+the schema's defaults at every call, which takes 30 us for a dozen arguments, half of what a small call costs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function as _within_one_level
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+Given = dict[str, Tensor | None]
+Tensors = tuple[Tensor, ...]
+
+library = torch.library.Library("fusecell", "DEF")
+
+
+class AutogradKernel(_SingleLevelFunction):
+    """What records a call for backward.
+
+    Not a `torch.autograd.Function`: a kernel for the key "Autograd" is within one level of torch.func's transforms
+    already, where that class would start from the first one again.
+    """
+
+
+def define(
+    schema: str, kernel: Callable[..., Tensors], fake: Callable[..., Tensors], function: type[AutogradKernel]
+) -> Any:
+    """Define an operator for CPU and CUDA. `function`: its autograd, whose first argument is what `below` takes."""
+    name = schema.partition("(")[0]
+    library.define(schema)
+    for key in ("CPU", "CUDA"):
+        library.impl(name, kernel, key)
+    torch.library.register_fake(f"fusecell::{name}", fake, lib=library)
+    operator = getattr(torch.ops.fusecell, name).default
+
+    def below(keyset: Any, *args: Any) -> Tensors:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensors = operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        return result
+
+    def autograd(keyset: Any, *args: Any) -> Tensors:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            with _within_one_level() if torch._C._are_functorch_transforms_active() else nullcontext():
+                result: Tensors = function.apply(keyset, below, *args)
+            return result
+        return below(keyset, *args)
+
+    library.impl(name, autograd, "Autograd", with_keyset=True)
+    return operator
+
+
+def second_order(
+    outputs_of: Callable[[], Tensors],
+    sent: Sequence[Tensor | None],
+    first: Sequence[tuple[Tensor | None, Tensor]],
+    wanted: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    """The gradients of a gradient, through a composition that torch differentiates itself.
+
+    outputs_of: the composition; sent: what was sent into its outputs; first: each input whose gradient was taken, with
+    what is sent into that gradient; wanted: the tensors to differentiate by. Can be differentiated again.
+    """
+    if not first:
+        return [None] * len(wanted)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        reached = [(y, dy) for y, dy in zip(outputs_of(), sent, strict=True) if dy is not None]
+        gradients = torch.autograd.grad(
+            [y for y, _ in reached],
+            [x for x, _ in first],
+            [dy for _, dy in reached],
+            create_graph=True,
+            allow_unused=True,
+        )
+        pairs = [(d, dd) for d, (_, dd) in zip(gradients, first, strict=True) if d is not None and d.requires_grad]
+        if not pairs:
+            return [None] * len(wanted)
+        return torch.autograd.grad(
+            [d for d, _ in pairs], wanted, [dd for _, dd in pairs], create_graph=create_graph, allow_unused=True
+        )
+
+
+def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """Forward-mode differentiation would lose the tangents in silence."""
+    for arg in args:
+        if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(
+                f"{name}: forward-mode differentiation (torch.func.jvp, jacfwd, dual numbers) is not fused; "
+                "fusecell.torch.to_plain(module) gives a twin of torch's own operators, which has it"
+            )
+
+
+def named(names: Sequence[str], tensors: Sequence[Tensor | None]) -> Given:
+    """The tensors by name."""
+    return dict(zip(names, tensors, strict=True))
+
+
+def nothing(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What stands for an output that nobody asked for."""
+    return torch.empty((0,), dtype=dtype or like.dtype, device=like.device)
+
+
+# ---------------------------------------------------------------------------------- 16 bits on a CPU are computed in 32
+HALF = (torch.bfloat16, torch.float16)
+_said_so = False
+
+
+def cell_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of c: float32 where h is of 16 bits."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def widens(x: Tensor) -> bool:
+    """Whether x's dtype has no kernels on its device, so that the call is computed in float32. Says so once."""
+    global _said_so
+    if x.dtype not in HALF or x.device.type != "cpu":
+        return False
+    if not _said_so:
+        _said_so = True
+        name = str(x.dtype).removeprefix("torch.")
+        warnings.warn(f"on the CPU fusecell computes {name} in float32, which is no faster than float32", stacklevel=4)
+    return True
+
+
+def widened(given: Given) -> Given:
+    """16 bits to 32, the rest as it is."""
+    return {name: t.float() if t is not None and t.dtype in HALF else t for name, t in given.items()}

@@ -1,0 +1,112 @@
+"""Torch's tensors as the core sees them: pointers, shapes and strides, on torch's current stream. Nothing is copied."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusecell import _dispatch
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.int64: "int64",
+    torch.uint8: "uint8",
+}
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+Descriptors = dict[str, tuple[Any, ...]]
+
+
+def describe(tensor: Tensor) -> tuple[Any, ...]:
+    """A tensor's descriptor; with strides unless it is contiguous."""
+    shape, name = tuple(tensor.shape), _NAMES.get(tensor.dtype) or str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_contiguous():
+        return tensor.data_ptr(), shape, name
+    return tensor.data_ptr(), shape, name, tensor.stride()
+
+
+def describe_all(tensors: Mapping[str, Tensor | None]) -> Descriptors:
+    """Descriptors of the tensors that are there."""
+    return {name: describe(tensor) for name, tensor in tensors.items() if tensor is not None}
+
+
+def describe_outputs(tensors: Mapping[str, Tensor | None]) -> Descriptors:
+    """Descriptors of outputs that nothing has written yet: NaN throughout in poison mode."""
+    if _dispatch.POISON:
+        for tensor in tensors.values():
+            if tensor is not None:
+                tensor.fill_(float("nan"))
+    return describe_all(tensors)
+
+
+def module_of(device: torch.device) -> ModuleType:
+    """The compiled backend for a device. Raises NoCudaKernelsError."""
+    if device.type == "cuda":
+        return _dispatch.Place("cuda", device.index).module
+    return _dispatch.host_place().module
+
+
+def launch_fields(device: torch.device, scratch: Tensor | None) -> _dispatch.LaunchFields:
+    """Where a call finds its scratch memory and on which stream it runs."""
+    at, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
+    if device.type != "cuda":
+        return at, size, _dispatch.get_num_threads(), 0, 0
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return at, size, _dispatch.get_num_threads(), device.index, stream
+
+
+@functools.cache
+def _plans(module: ModuleType, function: str, workers: int) -> dict[Any, dict[str, Any]]:
+    return {}
+
+
+_MOST_PLANS = 4096  # of one function: shapes that change at every call must not fill the memory
+
+
+def plan(op: str, device: torch.device, given: Descriptors, options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What the core says of a call forward: shapes of outputs, bytes of scratch. Remembered by shapes and `key`.
+
+    A hit skips the checks: the call itself makes them again. Raises ValueError, TypeError, MemoryError.
+    """
+    return _plan(op, False, device, given, options, key)
+
+
+def _plan(
+    op: str, backward: bool, device: torch.device, given: Descriptors, options: Mapping[str, Any], key: str
+) -> dict[str, Any]:
+    module, workers = module_of(device), _dispatch.get_num_threads()
+    plans = _plans(module, f"{op}_backward" if backward else op, workers)
+    full_key = (key, *((name, *described[1:]) for name, described in given.items()))
+    found = plans.get(full_key)
+    if found is None:
+        if len(plans) >= _MOST_PLANS:
+            plans.clear()
+        found = plans[full_key] = getattr(module, f"{op}_plan")(given, dict(options), backward, workers)
+    return found
+
+
+def run(
+    op: str,
+    device: torch.device,
+    given: Descriptors,
+    options: Mapping[str, Any],
+    key: str,
+    others: Descriptors,
+    *,
+    backward: bool = False,
+) -> None:
+    """Run an op forward into the outputs among `others`, or backward with the gradients among them."""
+    needed = _plan(op, backward, device, given, options, key)["scratch"]
+    scratch = torch.empty(needed, dtype=torch.uint8, device=device) if needed else None
+    if scratch is not None and _dispatch.POISON:
+        scratch.fill_(0xFF)
+    function = getattr(module_of(device), f"{op}_backward" if backward else f"{op}_forward")
+    function({**given, **others}, dict(options), launch_fields(device, scratch))
