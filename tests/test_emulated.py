@@ -94,6 +94,21 @@ def test_several_chunks_of_steps_give_what_one_gives(rng: np.random.Generator) -
         np.testing.assert_allclose(gradient, expected.gradients[name], rtol=1e-11, atol=1e-11, err_msg=name)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_convolution_back_to_h_0_runs_where_its_gradient_is_wanted(steps: int) -> None:
+    arguments = Case("conv_lstm", "one gradient", {"T": steps}).arguments(np.random.default_rng(0))
+    *outputs, saved = OPS.conv_lstm_forward(*arguments.values())
+    launched = {}
+    for name in ("c_0", "h_0"):
+        _emulated.reset_statistics()
+        OPS.conv_lstm_backward(saved, *upstream_of(outputs), needs=[name])
+        launched[name] = _emulated.launched_kernels()
+    assert launched["h_0"]["correlate"] == 1
+    assert "correlate" not in launched["c_0"]
+    # Weights: the input's and the state's as they are; the state's flipped, where a convolution goes back through it.
+    assert [launched[name]["pack_weights"] for name in ("c_0", "h_0")] == [2 if steps == 1 else 3, 3]
+
+
 def pointwise(rng: np.random.Generator, place: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
     """What the ops give that are no convolution, of arrays that `place` has put somewhere."""
 

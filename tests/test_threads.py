@@ -51,6 +51,21 @@ def same_bits(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_convolution_back_to_h_0_runs_where_its_gradient_is_wanted(steps: int) -> None:
+    fusecell.set_num_threads(2)
+    rng = np.random.default_rng(0)
+    x, wi, wh = (rng.standard_normal(s) for s in ((steps, 4, 2, 9, 9), (80, 2, 3, 3), (80, 20, 3, 3)))
+    *_, saved = ops.conv_lstm_forward(x, wi, wh)
+    regions = {}
+    for name in ("c_0", "h_0"):
+        _cpu.reset_pool_statistics()
+        ops.conv_lstm_backward(saved, np.ones((steps, 4, 20, 9, 9)), needs=[name])
+        regions[name] = _cpu.pool_statistics()["parallel_regions"]
+    # The convolution; and, where there is no other, the packing of its weights.
+    assert regions["h_0"] - regions["c_0"] == (2 if steps == 1 else 1)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_same_bits_while_several_workers_take_part(dtype: type) -> None:
     fusecell.set_num_threads(1)

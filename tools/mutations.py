@@ -182,7 +182,7 @@ _STEPS = [
         ("in reverse, a chunk stands at the time of its steps",
          "args_.options.reverse ? shape_.steps - end : begin", "begin"),
         ("16 bytes at a time whatever the upstream gradients' place",
-         "step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first, step.carry_c);",
+         "step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first);",
          ""),
     ),
 ]  # fmt: skip

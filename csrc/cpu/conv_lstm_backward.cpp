@@ -18,7 +18,7 @@ struct BackwardPlan {
   Packing gradient;
   InputGradient<S> of_x, of_h;
   CellGradients<S> cell_gradients;
-  S *gates, *dz, *packed_dz, *zeros, *z;
+  S *gates, *dz, *packed_dz, *zeros, *carry_h, *carry_c, *z;  // carry: the running gradients of the state
   int64_t z_stride;
 
   BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, Arena& arena, int workers)
@@ -33,6 +33,8 @@ struct BackwardPlan {
     dz = arena.take<S>(4 * shape.state_size());
     packed_dz = arena.take<S>(checked_product("scratch", {shape.batch, gradient.image()}));
     zeros = arena.take<S>(shape.channels * shape.pixels());
+    carry_h = arena.take<S>(shape.state_size());
+    carry_c = arena.take<S>(shape.state_size());
     z_stride = std::max(of_x.z_size(), of_h.z_size());
     z = arena.take<S>(z_stride * workers);
   }
@@ -52,17 +54,21 @@ class Backward {
 
   void run() {
     plan_.step_forward.prepare(args_.weight_ih.as<const S>(), args_.weight_hh.as<const S>());
-    plan_.of_h.prepare(args_.weight_hh.as<const S>(), plan_.kernels.mr, workers_);
+    if (shape_.steps > 1 || args_.dh_0.present) {
+      plan_.of_h.prepare(args_.weight_hh.as<const S>(), plan_.kernels.mr, workers_);
+    }
     if (args_.dx.present) plan_.of_x.prepare(args_.weight_ih.as<const S>(), plan_.kernels.mr, workers_);
     std::fill_n(plan_.zeros, sample_, S(0));
     for (const Tensor* dweight : {&args_.dweight_ih, &args_.dweight_hh}) {
       if (dweight->present) std::fill_n(dweight->template as<S>(), dweight->size(), S(0));
     }
     plan_.cell_gradients.clear();
-    copy_or_zero(args_.dh_n, size_, args_.dh_0.as<S>());
-    copy_or_zero(args_.dc_n, size_, args_.dc_0.as<S>());
+    copy_or_zero(args_.dh_n, size_, plan_.carry_h);
+    copy_or_zero(args_.dc_n, size_, plan_.carry_c);
     for (int64_t s = shape_.batch == 0 ? -1 : shape_.steps - 1; s >= 0; --s) run_step(s);
     plan_.cell_gradients.finish();
+    if (args_.dh_0.present) std::copy_n(plan_.carry_h, size_, args_.dh_0.as<S>());
+    if (args_.dc_0.present) std::copy_n(plan_.carry_c, size_, args_.dc_0.as<S>());
   }
 
  private:
@@ -104,9 +110,10 @@ class Backward {
         plan_.gradient, forward.active, [&](int64_t b) { return plan_.dz + b * image; }, nullptr, workers_,
         plan_.packed_dz);
     weight_gradients(forward.active);
-    if (!detaches(s)) {
+    const bool state_has_gradient = s > 0 ? !detaches(s) : args_.dh_0.present;
+    if (state_has_gradient) {
       plan_.of_h.run(plan_.kernels, plan_.packed_dz, forward.active, args_.dropout_mask.as<const S>(), true, workers_,
-                     plan_.z, plan_.z_stride, args_.dh_0.as<S>());
+                     plan_.z, plan_.z_stride, plan_.carry_h);
     }
     if (args_.dx.present) input_gradient(s, forward.active);
   }
@@ -124,8 +131,8 @@ class Backward {
     step.zoneout_mask_h = forward.zoneout_mask_h;
     step.zoneout_mask_c = forward.zoneout_mask_c;
     step.dy = at_or_null<const S>(args_.dy, t * size_);
-    step.dh = args_.dh_0.as<S>();
-    step.dc = args_.dc_0.as<S>();
+    step.dh = plan_.carry_h;
+    step.dc = plan_.carry_c;
     step.dz = plan_.dz;
     step.active = forward.active;
     step.detach = detaches(s);

@@ -28,8 +28,8 @@ struct BackwardPlan {
   Parts parts_ih, parts_hh, parts_bias, parts_peephole;
   PartedGradient<A> dweight_ih, dweight_hh;
   PartedGradient<double> dbias, dpeephole;
-  A* carry_h;
-  S *dz[2], *gates;  // dz of a chunk; the chunk before lies in the other
+  A *carry_h, *carry_c;  // the running gradients of the state
+  S *dz[2], *gates;      // dz of a chunk; the chunk before lies in the other
 
   BackwardPlan(const ConvLstmForward& args, const ConvLstmShape& shape, Arena& arena)
       : chunk(steps_per_chunk(shape)),
@@ -46,6 +46,7 @@ struct BackwardPlan {
         dbias(parts_bias.count, args.bias.present ? args.bias.size() : 0, shape.steps > chunk, arena),
         dpeephole(parts_peephole.count, args.peephole.present ? args.peephole.size() : 0, shape.steps > chunk, arena) {
     carry_h = arena.take<A>(shape.state_size());
+    carry_c = arena.take<A>(shape.state_size());
     for (S*& buffer : dz) buffer = arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
     gates = args.gates.present ? nullptr : arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
   }
@@ -73,7 +74,7 @@ class Backward {
   void run() {
     plan_.input.pack(context_, args_.weight_ih.as<const S>());
     plan_.state.pack(context_, args_.weight_hh.as<const S>());
-    plan_.state_transposed.pack(context_, args_.weight_hh.as<const S>());
+    if (shape_.steps > 1 || args_.dh_0.present) plan_.state_transposed.pack(context_, args_.weight_hh.as<const S>());
     if (args_.dx.present) plan_.input_transposed.pack(context_, args_.weight_ih.as<const S>());
     for (int64_t end = shape_.steps; end > 0; end -= plan_.chunk)
       run_chunk(std::max<int64_t>(end - plan_.chunk, 0), end);
@@ -137,11 +138,11 @@ class Backward {
     step.dc_first = args_.dc_n.as<const A>();
     step.detach = sequence_.detaches(s);
     step.carry_h = plan_.carry_h;
-    step.carry_c = args_.dc_0.as<A>();
+    step.carry_c = plan_.carry_c;
     step.dz = dz_of(chunk, s);
     step.lengths = args_.lengths.as<const int64_t>();
     step.time = t;
-    step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first, step.carry_c);
+    step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first);
     const auto kernel =
         is_default_cell(shape_.cell) ? backward_step<S, SigmoidTanh<A>> : backward_step<S, AnyActivation<A>>;
     context_.run("backward_step", kernel, plan_.state_transposed.grid(shape_.batch), step);
@@ -197,11 +198,13 @@ class Backward {
   // dh_0: what the first step's convolution and the running state leave. Without a step, that of the final state.
   void finish() const {
     if (shape_.steps == 0) {
-      context_.copy_or_zero(args_.dh_0.data, args_.dh_n, size_ * int64_t(sizeof(S)));
-      context_.copy_or_zero(args_.dc_0.data, args_.dc_n, size_ * int64_t(sizeof(A)));
+      if (args_.dh_0.present) context_.copy_or_zero(args_.dh_0.data, args_.dh_n, size_ * int64_t(sizeof(S)));
+      if (args_.dc_0.present) context_.copy_or_zero(args_.dc_0.data, args_.dc_n, size_ * int64_t(sizeof(A)));
       clear_gradients(context_, args_);
       return;
     }
+    if (args_.dc_0.present) context_.copy(args_.dc_0.data, plan_.carry_c, size_ * int64_t(sizeof(A)));
+    if (!args_.dh_0.present) return;
     ConvolutionArgs<S> ending{};
     ending.mask = args_.dropout_mask.as<const S>();
     ending.carry = plan_.carry_h;

@@ -31,7 +31,7 @@ struct ConvLstmForward {
 struct ConvLstmBackward : ConvLstmForward {             // reads y and c; makes the gates again where they are absent
   Tensor dy, dh_n, dc_n;                                // each may be absent: zero
   Tensor dx, dweight_ih, dweight_hh, dbias, dpeephole;  // each may be absent: not computed
-  Tensor dh_0, dc_0;                                    // always: the running gradients of the state live here
+  Tensor dh_0, dc_0;                                    // the same
 };
 
 struct ConvLstmShape {

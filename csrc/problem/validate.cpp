@@ -404,8 +404,8 @@ ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
   expect("dweight_hh", args.dweight_hh, shape.dtype, args.weight_hh.shape, Need::optional);
   if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
   if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
-  expect("dh_0", args.dh_0, shape.dtype, state, required_at_run(stage));
-  expect("dc_0", args.dc_0, cell_dtype, state, required_at_run(stage));
+  expect("dh_0", args.dh_0, shape.dtype, state, Need::optional);
+  expect("dc_0", args.dc_0, cell_dtype, state, Need::optional);
   return shape;
 }
 

@@ -147,11 +147,9 @@ def conv_lstm_backward(
     assert y is not None
     assert c is not None
     state, place = y.shape[1:], _dispatch.place_of({"x": x})
-    outputs = {"dh_0": _dispatch.empty(state, x.dtype, place), "dc_0": _dispatch.empty(state, c.dtype, place)}
-    for name in wanted - {"h_0", "c_0"}:
-        like = given[name]
-        assert like is not None
-        outputs[f"d{name}"] = _dispatch.empty(like.shape, like.dtype, place)
+    made_like = {name: (a.shape, a.dtype) for name, a in given.items() if a is not None}
+    made_like |= {"h_0": (state, x.dtype), "c_0": (state, c.dtype)}  # which may have been absent
+    outputs = {f"d{name}": _dispatch.empty(*made_like[name], place) for name in wanted}
     sent = {name: as_optional_array(name, value) for name, value in (("dy", dy), ("dh_n", dh_n), ("dc_n", dc_n))}
     _dispatch.run("conv_lstm", given, saved.options, {**sent, **outputs})
     return {name: outputs[f"d{name}"] for name in possible if name in wanted}
