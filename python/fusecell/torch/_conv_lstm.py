@@ -157,8 +157,6 @@ def _run_backward(given: Given, options: str, needs: list[bool]) -> Tensors:
     assert x is not None
     wanted = {f"d{name}": d for name, d, needed in zip(_INPUTS, gradients, needs, strict=True) if needed}
     inputs = _memory.describe_all({name: given[name] for name in _NAMES})
-    wanted.setdefault("dh_0", torch.empty_like(given["y"][0]))  # INTERIM
-    wanted.setdefault("dc_0", torch.empty_like(given["c"][0]))  # INTERIM
     others = _memory.describe_all({name: given[name] for name in (*_SENT, *_SAVED)})
     others |= _memory.describe_outputs(wanted)
     _memory.run("conv_lstm", x.device, inputs, core, options, others, backward=True)
@@ -186,13 +184,12 @@ class _ConvLSTMBackward(AutogradKernel):
         names = (*_SENT, *_INPUTS)
         saved = named((*_SENT, *_NAMES), ctx.saved_tensors)
         wanted = [name for name, needed in zip(names, ctx.needs_input_grad[2:], strict=False) if needed]
-        found = second_order(
-            lambda: plain.conv_lstm(*(saved[name] for name in _INPUTS), **_plain_options(ctx.options, saved)),
-            [saved[name] for name in _SENT],
-            [(saved[name], d) for name, d in zip(_INPUTS, sent, strict=True) if d is not None],
-            [saved[name] for name in wanted],
-        )
-        gradients = named(wanted, found)
+        first = {name: d for name, d in zip(_INPUTS, sent, strict=True) if d is not None}
+
+        def composition(own: Given) -> Tensors:
+            return plain.conv_lstm(*(own[name] for name in _INPUTS), **_plain_options(ctx.options, own))
+
+        gradients = second_order(composition, saved, _SENT, first, wanted)
         return (None, None, *(gradients.get(name) for name in (*_BACKWARD_NAMES, "options", "needs")))
 
 

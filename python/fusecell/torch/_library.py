@@ -7,7 +7,7 @@ the schema's defaults at every call, which takes 30 us for a dozen arguments, ha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -61,34 +61,43 @@ def define(
 
 
 def second_order(
-    outputs_of: Callable[[], Tensors],
-    sent: Sequence[Tensor | None],
-    first: Sequence[tuple[Tensor | None, Tensor]],
-    wanted: Sequence[Tensor | None],
-) -> Sequence[Tensor | None]:
+    composition: Callable[[Given], Tensors],
+    saved: Given,
+    sent: Sequence[str],
+    first: Mapping[str, Tensor],
+    wanted: Sequence[str],
+) -> Given:
     """The gradients of a gradient, through a composition that torch differentiates itself.
 
-    outputs_of: the composition; sent: what was sent into its outputs; first: each input whose gradient was taken, with
-    what is sent into that gradient; wanted: the tensors to differentiate by. Can be differentiated again.
+    composition: outputs from the tensors by name; sent: the names of what was sent into its outputs; first: for each
+    input whose gradient was taken, what is sent into that gradient; wanted: the names to differentiate by. The result
+    can be differentiated again.
     """
     if not first:
-        return [None] * len(wanted)
+        return {}
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        reached = [(y, dy) for y, dy in zip(outputs_of(), sent, strict=True) if dy is not None]
+        # Views: what was sent may itself hang on an input, and that way is not this operator's to walk.
+        own = {name: t if t is None else t.view_as(t) for name, t in saved.items()}
+        reached = [(y, own[name]) for y, name in zip(composition(own), sent, strict=True) if own[name] is not None]
         gradients = torch.autograd.grad(
             [y for y, _ in reached],
-            [x for x, _ in first],
+            [own[name] for name in first],
             [dy for _, dy in reached],
             create_graph=True,
             allow_unused=True,
         )
-        pairs = [(d, dd) for d, (_, dd) in zip(gradients, first, strict=True) if d is not None and d.requires_grad]
+        pairs = [(d, dd) for d, dd in zip(gradients, first.values(), strict=True) if d is not None and d.requires_grad]
         if not pairs:
-            return [None] * len(wanted)
-        return torch.autograd.grad(
-            [d for d, _ in pairs], wanted, [dd for _, dd in pairs], create_graph=create_graph, allow_unused=True
+            return {}
+        found = torch.autograd.grad(
+            [d for d, _ in pairs],
+            [own[name] for name in wanted],
+            [dd for _, dd in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
         )
+    return dict(zip(wanted, found, strict=True))
 
 
 def _refuse_tangents(name: str, args: Sequence[Any]) -> None:

@@ -164,14 +164,13 @@ class _LSTMGatesBackward(AutogradKernel):
         names = (*_SENT, *_INPUTS)
         saved = named((*_SENT, *_NAMES), ctx.saved_tensors)
         wanted = [name for name, needed in zip(names, ctx.needs_input_grad[2:], strict=False) if needed]
-        options = {**parsed(ctx.options), **{name: saved[name] for name in _MASKS}}
-        found = second_order(
-            lambda: plain.lstm_gates(*(saved[name] for name in _INPUTS), **options),
-            [saved[name] for name in _SENT],
-            [(saved[name], d) for name, d in zip(_INPUTS, sent, strict=True) if d is not None],
-            [saved[name] for name in wanted],
-        )
-        gradients = named(wanted, found)
+        first = {name: d for name, d in zip(_INPUTS, sent, strict=True) if d is not None}
+
+        def composition(own: Given) -> Tensors:
+            masks = {name: own[name] for name in _MASKS}
+            return plain.lstm_gates(*(own[name] for name in _INPUTS), **parsed(ctx.options), **masks)
+
+        gradients = second_order(composition, saved, _SENT, first, wanted)
         return (None, None, *(gradients.get(name) for name in (*_BACKWARD_NAMES, "options", "needs")))
 
 

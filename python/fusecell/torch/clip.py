@@ -99,7 +99,8 @@ class _Group:
         self._described = [_memory.describe(self._flat(g)) for g in gradients]
 
     def _flat(self, gradient: Tensor) -> Tensor:
-        if torch._prims_common.is_non_overlapping_and_dense(gradient):
+        images = gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
+        if gradient.is_contiguous() or images:
             return gradient.as_strided((gradient.numel(),), (1,))
         self._copies.append((gradient, gradient.contiguous()))
         return self._copies[-1][1]
