@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
@@ -237,7 +238,7 @@ def test_only_what_is_needed_is_computed(monkeypatch):
 @pytest.fixture
 def dynamo():
     torch._dynamo.reset()
-    yield torch._dynamo
+    yield
     torch._dynamo.reset()
 
 
@@ -246,9 +247,10 @@ def stack():
     return ft.ConvLSTM2d(2, 3, 3, num_layers=2, bidirectional=True, batch_first=True)
 
 
+@pytest.mark.usefixtures("dynamo")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compile_with_dynamic_batch_time_and_size(dynamo, stack):
-    counter = dynamo.testing.CompileCounterWithBackend("aot_eager")
+def test_compile_with_dynamic_batch_time_and_size(stack):
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(stack, fullgraph=True, backend=counter)
     for b, t, h in ((2, 3, 4), (3, 3, 4), (3, 4, 6), (4, 5, 7), (2, 6, 5), (5, 7, 9)):
         x = torch.randn(b, t, 2, h, h + 1, requires_grad=True)
@@ -260,8 +262,9 @@ def test_compile_with_dynamic_batch_time_and_size(dynamo, stack):
     assert counter.frame_count <= 3  # all static, one dimension dynamic, all dynamic
 
 
+@pytest.mark.usefixtures("dynamo")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compile_by_inductor(dynamo):
+def test_compile_by_inductor():
     module = ft.ConvLSTM2d(2, 3, 3, zoneout=(0.1, 0.1), recurrent_dropout=0.2)
     compiled = torch.compile(module, fullgraph=True)
     x = torch.randn(T, B, 2, H, W, requires_grad=True)
@@ -276,8 +279,9 @@ def test_compile_by_inductor(dynamo):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.usefixtures("dynamo")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_double_backward_under_compile_raises_torchs_own_error(dynamo):
+def test_double_backward_under_compile_raises_torchs_own_error():
     module = ft.ConvLSTM2d(2, 3, 3)
     x = torch.randn(T, B, 2, H, W, requires_grad=True)
     y, _ = torch.compile(module, backend="aot_eager")(x)

@@ -28,8 +28,7 @@ from fusecell.torch._library import (
 from fusecell.torch._options import output_extent, parsed
 
 _INPUTS = ("x", "weight_ih", "weight_hh", "bias", "peephole", "h_0", "c_0")
-_MASKS = ("lengths", "dropout_mask", "zoneout_mask_h", "zoneout_mask_c")
-_NAMES = (*_INPUTS, *_MASKS)
+_NAMES = (*_INPUTS, "lengths", "dropout_mask", "zoneout_mask_h", "zoneout_mask_c")
 _COUNT = len(_NAMES)
 _SENT = ("dy", "dh_n", "dc_n")
 _SAVED = ("y", "c", "gates")
@@ -69,14 +68,11 @@ def _run_forward(given: Given, options: str, save: str) -> Tensors:
     x, weight_hh, core = given["x"], given["weight_hh"], parsed(options)
     assert x is not None
     assert weight_hh is not None
-    described = _memory.describe_all(given)
+    described = _memory.describe_all(given, x.device)
     plan = _memory.plan("conv_lstm", x.device, described, core, options)
     outputs = _outputs(x, weight_hh, tuple(plan["y"]), tuple(plan["gates"]), save)
-    wanted = named(("y", "h_n", "c_n"), outputs[:3])
-    if save != "none":
-        wanted["c"] = outputs[3]
-    if save == "gates":
-        wanted["gates"] = outputs[4]
+    count = {"none": 3, "recompute": 4, "gates": 5}[save]
+    wanted = dict(zip(("y", "h_n", "c_n", "c", "gates"), outputs[:count], strict=False))
     _memory.run("conv_lstm", x.device, described, core, options, _memory.describe_outputs(wanted))
     return outputs
 
@@ -156,8 +152,8 @@ def _run_backward(given: Given, options: str, needs: list[bool]) -> Tensors:
     x = given["x"]
     assert x is not None
     wanted = {f"d{name}": d for name, d, needed in zip(_INPUTS, gradients, needs, strict=True) if needed}
-    inputs = _memory.describe_all({name: given[name] for name in _NAMES})
-    others = _memory.describe_all({name: given[name] for name in (*_SENT, *_SAVED)})
+    inputs = _memory.describe_all({name: given[name] for name in _NAMES}, x.device)
+    others = _memory.describe_all({name: given[name] for name in (*_SENT, *_SAVED)}, x.device)
     others |= _memory.describe_outputs(wanted)
     _memory.run("conv_lstm", x.device, inputs, core, options, others, backward=True)
     return gradients
@@ -187,17 +183,18 @@ class _ConvLSTMBackward(AutogradKernel):
         first = {name: d for name, d in zip(_INPUTS, sent, strict=True) if d is not None}
 
         def composition(own: Given) -> Tensors:
-            return plain.conv_lstm(*(own[name] for name in _INPUTS), **_plain_options(ctx.options, own))
+            given: dict[str, Any] = {**own, **_plain_options(ctx.options)}
+            return plain.conv_lstm(**{name: value for name, value in given.items() if name not in _SENT})
 
         gradients = second_order(composition, saved, _SENT, first, wanted)
         return (None, None, *(gradients.get(name) for name in (*_BACKWARD_NAMES, "options", "needs")))
 
 
-def _plain_options(options: str, masks: Given) -> dict[str, Any]:
+def _plain_options(options: str) -> dict[str, Any]:
     core = dict(parsed(options))
     if core["padding"] == "explicit":
         core["padding"] = (core.pop("pad_h"), core.pop("pad_w"))
-    return {**core, **{name: masks[name] for name in _MASKS}}
+    return core
 
 
 conv_lstm_backward = define(

@@ -26,8 +26,7 @@ from fusecell.torch._library import (
 from fusecell.torch._options import parsed
 
 _INPUTS = ("z", "c", "h", "bias", "peephole")
-_MASKS = ("zoneout_mask_h", "zoneout_mask_c")
-_NAMES = (*_INPUTS, *_MASKS)
+_NAMES = (*_INPUTS, "zoneout_mask_h", "zoneout_mask_c")
 _COUNT = len(_NAMES)
 _SENT = ("dh", "dc")
 _GRADIENTS = ("dz", "dc_before", "dh_before", "dbias", "dpeephole")
@@ -59,10 +58,10 @@ def _run_forward(given: Given, options: str, save: bool) -> Tensors:
     z, c = given["z"], given["c"]
     assert z is not None
     assert c is not None
-    inputs, core = _memory.describe_all(given), parsed(options)
+    inputs, core = _memory.describe_all(given, z.device), parsed(options)
     _memory.plan("lstm_gates", z.device, inputs, core, options)  # before anything is allocated from wrong shapes
     outputs = _outputs(z, c, save)
-    wanted = named(("h_out", "c_out", "gates"), outputs if save else (*outputs[:2], None))
+    wanted = dict(zip(("h_out", "c_out", "gates"), outputs[: 3 if save else 2], strict=False))
     _memory.run("lstm_gates", z.device, inputs, core, options, _memory.describe_outputs(wanted))
     return outputs
 
@@ -136,8 +135,8 @@ def _run_backward(given: Given, options: str, needs: list[bool]) -> Tensors:
     wanted = {name: d for name, d, needed in zip(_GRADIENTS, gradients, needs, strict=True) if needed}
     for name, like in (("dz", z), ("dc_before", c)):  # the core always makes these two
         wanted.setdefault(name, torch.empty(like.shape, dtype=like.dtype, device=z.device))
-    inputs = _memory.describe_all({name: given[name] for name in _NAMES})
-    others = _memory.describe_all({name: given[name] for name in (*_SENT, "gates")})
+    inputs = _memory.describe_all({name: given[name] for name in _NAMES}, z.device)
+    others = _memory.describe_all({name: given[name] for name in (*_SENT, "gates")}, z.device)
     others |= _memory.describe_outputs(wanted)
     _memory.run("lstm_gates", z.device, inputs, parsed(options), options, others, backward=True)
     return gradients
@@ -167,8 +166,8 @@ class _LSTMGatesBackward(AutogradKernel):
         first = {name: d for name, d in zip(_INPUTS, sent, strict=True) if d is not None}
 
         def composition(own: Given) -> Tensors:
-            masks = {name: own[name] for name in _MASKS}
-            return plain.lstm_gates(*(own[name] for name in _INPUTS), **parsed(ctx.options), **masks)
+            given: dict[str, Any] = {**own, **parsed(ctx.options)}
+            return plain.lstm_gates(**{name: value for name, value in given.items() if name not in _SENT})
 
         gradients = second_order(composition, saved, _SENT, first, wanted)
         return (None, None, *(gradients.get(name) for name in (*_BACKWARD_NAMES, "options", "needs")))

@@ -33,18 +33,24 @@ def describe(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), shape, name, tensor.stride()
 
 
-def describe_all(tensors: Mapping[str, Tensor | None]) -> Descriptors:
-    """Descriptors of the tensors that are there."""
-    return {name: describe(tensor) for name, tensor in tensors.items() if tensor is not None}
+def describe_all(tensors: Mapping[str, Tensor | None], device: torch.device) -> Descriptors:
+    """Descriptors of the tensors that are there. Raises ValueError if one lies elsewhere."""
+    described = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device != device:
+            raise ValueError(f"{name}: expected a tensor on {device}, as the input is, got one on {tensor.device}")
+        described[name] = describe(tensor)
+    return described
 
 
-def describe_outputs(tensors: Mapping[str, Tensor | None]) -> Descriptors:
+def describe_outputs(tensors: Mapping[str, Tensor]) -> Descriptors:
     """Descriptors of outputs that nothing has written yet: NaN throughout in poison mode."""
     if _dispatch.POISON:
         for tensor in tensors.values():
-            if tensor is not None:
-                tensor.fill_(float("nan"))
-    return describe_all(tensors)
+            tensor.fill_(float("nan"))
+    return {name: describe(tensor) for name, tensor in tensors.items()}
 
 
 def module_of(device: torch.device) -> ModuleType:

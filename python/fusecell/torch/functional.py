@@ -12,6 +12,7 @@ from fusecell._typing import Padding, Pair
 from fusecell.torch import _conv_lstm, _lstm_gates, _options
 from fusecell.torch._library import cell_dtype
 
+_Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
 State = tuple[Tensor, Tensor]
 """(h, c), each [B, C, H, W]."""
 
@@ -77,7 +78,7 @@ def conv_lstm(
     x, weight_ih, weight_hh, bias, peephole, h_0 = _cast(x, weight_ih, weight_hh, bias, peephole, h_0)
     if c_0 is not None:
         c_0 = c_0.to(cell_dtype(x.dtype))
-    masks = (dropout_mask, zoneout_mask_h, zoneout_mask_c)
+    masks: _Masks = (dropout_mask, zoneout_mask_h, zoneout_mask_c)
     if training and (recurrent_dropout > 0 or zoneout[0] > 0 or zoneout[1] > 0):
         masks = _masks(x, weight_ih, weight_hh, options, (recurrent_dropout, *zoneout), masks)
     inputs = (x, weight_ih, weight_hh, bias, peephole, h_0, c_0)
@@ -181,15 +182,16 @@ def _masks(
     weight_hh: Tensor,
     options: _options.Options,
     rates: tuple[float, float, float],
-    given: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> tuple[Tensor | None, ...]:
+    given: _Masks,
+) -> _Masks:
     """Draws what is not given of the masks of recurrent dropout (for all steps, inverted), zoneout of h and of c."""
     size = [_options.output_extent(x.shape[3 + axis], weight_ih.shape[2 + axis], axis, options) for axis in range(2)]
     state = (x.shape[1], weight_hh.shape[1], *size)
-    drawn = list(given)
-    if given[0] is None and rates[0] > 0:
-        drawn[0] = (1 - _bernoulli(state, rates[0], x)).to(x.dtype) / (1 - rates[0])
-    for i in (1, 2):
-        if given[i] is None and rates[i] > 0:
-            drawn[i] = _bernoulli((x.shape[0], *state), rates[i], x)
-    return tuple(drawn)
+    dropout_mask, *zones = given
+    if dropout_mask is None and rates[0] > 0:
+        dropout_mask = (1 - _bernoulli(state, rates[0], x)).to(x.dtype) / (1 - rates[0])
+    mask_h, mask_c = (
+        _bernoulli((x.shape[0], *state), rate, x) if mask is None and rate > 0 else mask
+        for mask, rate in zip(zones, rates[1:], strict=True)
+    )
+    return dropout_mask, mask_h, mask_c
