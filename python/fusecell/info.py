@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -68,6 +69,14 @@ def _gpu_lines() -> list[tuple[str, str]]:
     return lines if module is not None else [*lines, ("  rebuild", _dispatch.REBUILD)]
 
 
+def _torch_line() -> str:
+    """Whether fusecell.torch can be used, without importing torch, which takes seconds."""
+    try:
+        return f"{importlib.metadata.version('torch')}; on the CPU, 16 bits are computed in float32"
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed: fusecell.torch needs it"
+
+
 def report() -> list[tuple[str, str]]:
     """(name, value) pairs, in the order in which they are printed."""
     build = _dispatch.build_info()
@@ -82,6 +91,7 @@ def report() -> list[tuple[str, str]]:
         ("  built", isas + (f"; this machine lacks {', '.join(unusable)}" if unusable else "")),
         ("  algorithm", "direct"),
         ("threads", f"{fusecell.get_num_threads()} (default {build['default_num_threads']}: affinity and quota)"),
+        ("PyTorch", _torch_line()),
         ("poison mode", "on (FUSECELL_POISON)" if _dispatch.POISON else "off"),
         *_gpu_lines(),
     ]
