@@ -7,7 +7,10 @@ import importlib.util
 from types import ModuleType
 
 _PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow"}
-_INSTALL = {"cupy": "pip install 'fusecell[cuda13]' (for drivers older than 580: [cuda12])"}
+_INSTALL = {
+    "cupy": "pip install 'fusecell[cuda13]' (for drivers older than 580: [cuda12])",
+    "torch": "pip install torch   (pytorch.org names the build for your machine)",
+}
 
 
 class MissingExtraError(ImportError):

@@ -6,6 +6,10 @@ lstm = ConvLSTM2d(in_channels=1, hidden_channels=64, kernel_size=3, num_layers=2
 output, (h_n, c_n) = lstm(torch.randn(4, 10, 1, 64, 64))
 """
 
+from fusecell._extras import require_installed
+
+require_installed("torch", "fusecell.torch")
+
 from fusecell.torch.clip import clip_grad_norm_, clip_grad_value_
 from fusecell.torch.functional import conv_lstm, conv_lstm_cell, lstm_gates
 from fusecell.torch.modules import ConvLSTM1d, ConvLSTM2d, ConvLSTMCell2d
