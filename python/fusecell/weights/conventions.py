@@ -83,7 +83,7 @@ _KERAS = Convention(
         Tensor("bias", "bias", "GO", position=2),
     ),
     options={"padding": "valid"},
-    unused=("seed_generator/*",),
+    unused=("seed_generator/*",),  # the state of recurrent dropout: some versions save it, some do not
     layers="{l}/",
 )
 _FLAX = Convention(
@@ -97,7 +97,7 @@ _FLAX = Convention(
     ),
     forget_bias=1.0,
     state="ch",
-    choices=_ACTIVATION | {"recurrent_activation"},
+    choices=frozenset(),
     layers="ConvLSTMCell_{l}/",
     nested="all",
 )
