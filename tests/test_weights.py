@@ -256,6 +256,13 @@ def test_containers(rng):
     assert list(weights.dump(expected, "keras")) == ["kernel", "recurrent_kernel", "bias"]  # set_weights' order
 
 
+def test_names_of_mxnet(rng):
+    """collect_params() joins a block's prefix and the name by an underscore."""
+    p = source_arrays("mxnet", rng)
+    source = {f"convlstm{n}_{key}": a for n in (0, 1) for key, a in p.items()}
+    assert [cell.name for cell in weights.load(source, "mxnet")] == ["convlstm0_", "convlstm1_"]
+
+
 def test_nesting(rng):
     own = canonical(rng, "flax")
     assert {key: set(value) for key, value in weights.dump(own, "flax").items()} == {
@@ -317,6 +324,8 @@ def test_options_of_the_cell(rng):
     [cell] = weights.load(source_arrays("mxnet", rng), "mxnet", padding=(1, 2))
     assert cell.options == {}  # which is "same" for 3x5
     assert weights.dump(cell, "ndrplz").keys() == {"conv.weight", "conv.bias"}
+    [cell] = weights.load(source_arrays("keras", rng), "keras", padding=(1, 2), stride=2)
+    assert cell.options == {"padding": (1, 2), "stride": 2}  # "same" would depend on the image's size
     [cell] = weights.load(source_arrays("mxnet", rng), "mxnet", padding=1)
     assert cell.options == {"padding": 1}
     with pytest.raises(ValueError, match="padding: expected 'same', which ndrplz always has, got 1"):
@@ -470,6 +479,7 @@ def test_bad_lists(rng):
         ({"weight_hh": np.zeros((8, 3, 3, 5))}, ValueError, "weight_hh: expected (8, 2, 3, 5), got (8, 3, 3, 5)"),
         ({"weight_ih": np.zeros((9, 3, 3, 5))}, ValueError, "weight_ih: expected (4C, Cin, kh, kw), got (9, 3, 3, 5)"),
         ({"bias": np.zeros(6)}, ValueError, "bias: expected (8,) or (8, H, W), got (6,)"),
+        ({"bias": np.zeros((8, 5))}, ValueError, "bias: expected (8,) or (8, H, W), got (8, 5)"),
         ({"peephole": np.zeros(8)}, ValueError, "peephole: expected (6,) or (6, H, W), got (8,)"),
         ({"bias": np.zeros(8, np.float32)}, TypeError, "bias: expected float64, as weight_ih, got float32"),
         ({"bias": [0.0] * 8}, TypeError, "bias: expected a NumPy array of floats, got list"),
@@ -534,6 +544,15 @@ def test_no_bias_under_a_forget_bias(rng):
     np.testing.assert_array_equal(found.bias, np.repeat([0.0, 1.0, 0.0, 0.0], C))
     bare = dataclasses.replace(found, bias=None)
     np.testing.assert_array_equal(flat(weights.dump(bare, "flax"))["ih/bias"], np.repeat([0.0, 0.0, -1.0, 0.0], C))
+
+
+def test_forget_bias_of_a_bias_per_pixel(rng):
+    mine = dataclasses.replace(CONVENTIONS["blocks"], name="mine", forget_bias=1.0)
+    p = source_arrays("blocks", rng)
+    [found] = weights.load(p, mine)
+    np.testing.assert_array_equal(found.bias[C : 2 * C], p["b"][C : 2 * C] + 1.0)
+    np.testing.assert_array_equal(found.bias[:C], p["b"][:C])
+    np.testing.assert_allclose(weights.dump(found, mine)["b"], p["b"], rtol=0, atol=1e-15)
 
 
 def test_ops_take_what_comes_out(rng):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusecell._typing import Array
-from fusecell.weights import _layout, _sums
+from fusecell.weights import _layout
 from fusecell.weights._common import ORDER, check_kernels, check_options, find, forget_bias, gates_of, is_kernel
 from fusecell.weights.canonical import OPTIONS, ConvLSTMWeights
 from fusecell.weights.convention import Convention, Tensor
@@ -105,12 +105,27 @@ def _concatenated(weights: ConvLSTMWeights, target: Convention) -> Array:
 
 
 def _biases(weights: ConvLSTMWeights, target: Convention, count: int) -> list[Array]:
-    if weights.bias is not None:
-        return _sums.split(weights.bias, forget_bias(target, weights.bias), count)
-    if target.forget_bias:
-        nothing = np.zeros_like(weights.weight_ih[:, 0, 0, 0])
-        return _sums.split(nothing, forget_bias(target, nothing), count)
-    return []
+    """`count` arrays whose sum, with the forget bias that the target adds, is the bias. None at all for None.
+
+    The second holds what rounding took from the first, so that `load` gives the same bits (while 1 is no less than a
+    unit in the last place). With only one, f's bias keeps an error of half such a unit of the larger number.
+    """
+    if weights.bias is None and not target.forget_bias:
+        return []
+    bias = np.zeros_like(weights.weight_ih[:, 0, 0, 0]) if weights.bias is None else weights.bias
+    first, lost = (
+        (bias, np.zeros_like(bias)) if not target.forget_bias else _difference(bias, forget_bias(target, bias))
+    )
+    return [first, lost, *[np.zeros_like(bias)] * (count - 2)][:count]
+
+
+def _difference(a: Array, b: Array) -> tuple[Array, Array]:
+    """a - b, and what rounding it lost, exactly (Knuth, TAOCP 2, 4.2.2). Nothing is lost of an infinity or NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = a - b
+        of_b = difference - a
+        lost = (a - (difference - of_b)) - (b + of_b)
+    return difference, np.where(np.isfinite(lost), lost, np.zeros_like(lost))
 
 
 def _write(tensor: Tensor, value: Array, target: Convention, dims: int) -> dict[str, Array]:
@@ -121,9 +136,9 @@ def _write(tensor: Tensor, value: Array, target: Convention, dims: int) -> dict[
     blocks = value.reshape(len(gates), -1, *value.shape[1:])[[own.index(gate) for gate in gates]]
     layout = _layout.words(tensor.axes, image)
     if "{gate}" not in tensor.key:
-        return {tensor.key: np.array(_layout.from_blocks(blocks, layout), order="C")}
+        return {tensor.key: np.ascontiguousarray(_layout.from_blocks(blocks, layout))}
     each = zip(letters, blocks, strict=True)
-    return {tensor.key.replace("{gate}", a): np.array(_layout.from_blocks(b, layout), order="C") for a, b in each}
+    return {tensor.key.replace("{gate}", a): np.ascontiguousarray(_layout.from_blocks(b, layout)) for a, b in each}
 
 
 def _drop_axes(tensor: Tensor, value: Array, target: Convention, dims: int) -> tuple[Array, int]:

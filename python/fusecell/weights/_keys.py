@@ -145,7 +145,7 @@ def _some(keys: Any) -> str:
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], bool]:
-    """rnn2 before rnn10, and `backward_layer` (Keras's word) where `forward_layer` stands, behind it."""
-    same = name.replace("backward", "forward").removesuffix("_reverse")
+    """rnn2 before rnn10, and Keras's `backward_layer` behind the `forward_layer` in whose place it stands."""
+    same = name.replace("backward", "forward")
     pieces = re.split(r"(\d+)", same)
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces], same != name

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusecell._typing import Array
-from fusecell.weights import _keys, _layout, _sums
+from fusecell.weights import _keys, _layout
 from fusecell.weights._common import ORDER, check_kernels, check_options, find, forget_bias, gates_of, is_kernel
 from fusecell.weights.canonical import ConvLSTMWeights
 from fusecell.weights.convention import Convention, Tensor
@@ -55,10 +55,10 @@ def _cell(
         parts["weight_ih"], parts["weight_hh"] = ([part] for part in np.split(whole, [channels["weight_ih"]], axis=1))
     [weight_ih], [weight_hh] = parts["weight_ih"], parts["weight_hh"]
     weights = ConvLSTMWeights(
-        _new(weight_ih),
-        _new(weight_hh),
+        np.ascontiguousarray(weight_ih),
+        np.ascontiguousarray(weight_hh),
         _bias(parts.get("bias", []), weight_ih, source),
-        _new(parts["peephole"][0]) if "peephole" in parts else None,
+        parts["peephole"][0] if "peephole" in parts else None,
         options,
         cell.name,
         tuple(cell.unused),
@@ -120,7 +120,7 @@ def _words(tensor: Tensor, key: str, array: Array) -> list[str]:
 
 
 def _read(tensor: Tensor, found: dict[str, Array], channels: Mapping[str, int], source: Convention) -> Array:
-    """[4C, Cin, kh, kw], or [4C] or [4C, H, W] (peepholes 3C), the gates in fusecell's order."""
+    """A new array: [4C, Cin, kh, kw], or [4C] or [4C, H, W] (peepholes 3C), the gates in fusecell's order."""
     gates = gates_of(tensor, source)[1]
     each = [_blocks(tensor, key, array, channels, len(gates)) for key, array in found.items()]
     if len({block.shape for block in each}) > 1:
@@ -147,9 +147,6 @@ def _bias(terms: list[Array], weight: Array, source: Convention) -> Array | None
     """One bias: what was found, and the forget bias. None where there is neither."""
     if source.forget_bias:
         forward = forget_bias(source, terms[0] if terms else weight[:, 0, 0, 0])
-        terms = [*terms[:1], forward, *terms[1:]]  # beside the one that `dump` took it from: see _sums
-    return _new(_sums.total(terms)) if terms else None
-
-
-def _new(array: Array) -> Array:
-    return np.array(array, order="C")
+        # Before the second bias, in which `dump` keeps the bits that taking it out rounded off: so they come back
+        terms = [*terms[:1], forward, *terms[1:]]
+    return sum(terms[1:], start=terms[0]) if terms else None
