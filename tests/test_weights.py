@@ -285,6 +285,7 @@ def test_arrays_are_new(name, rng):
         for part in NAMES:
             for other in (getattr(own, part), getattr(found, part)):
                 assert other is None or not np.shares_memory(array, other)
+    assert all(getattr(found, part).flags.c_contiguous for part in NAMES if getattr(found, part) is not None)
 
 
 def test_foreign_byte_order(rng):

@@ -113,10 +113,8 @@ def _biases(weights: ConvLSTMWeights, target: Convention, count: int) -> list[Ar
     if weights.bias is None and not target.forget_bias:
         return []
     bias = np.zeros_like(weights.weight_ih[:, 0, 0, 0]) if weights.bias is None else weights.bias
-    first, lost = (
-        (bias, np.zeros_like(bias)) if not target.forget_bias else _difference(bias, forget_bias(target, bias))
-    )
-    return [first, lost, *[np.zeros_like(bias)] * (count - 2)][:count]
+    parts = _difference(bias, forget_bias(target, bias)) if target.forget_bias else (bias,)
+    return [*parts, *[np.zeros_like(bias)] * (count - len(parts))][:count]
 
 
 def _difference(a: Array, b: Array) -> tuple[Array, Array]:
