@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,6 +195,13 @@ def test_special_biases_survive_two_halves(special, rng):
     assert_same(weights.load(weights.dump(own, "flax"), "flax")[0], own)
 
 
+def test_one_bias_is_exact_where_training_leaves_it(rng):
+    """b - 1 is exact for b from 0.5 to 2 (Sterbenz), and forget gates start at 1."""
+    own = canonical(rng, "tf1", dtype=np.float32)
+    own.bias[...] = rng.uniform(0.5, 2.0, own.bias.shape)
+    assert_same(weights.load(weights.dump(own, "tf1"), "tf1")[0], own)
+
+
 def test_without_the_forget_bias_one_bias_is_exact(rng):
     plain = dataclasses.replace(CONVENTIONS["tf1"], forget_bias=0.0)
     own = canonical(rng, "tf1")
@@ -263,6 +271,27 @@ def test_names_of_mxnet(rng):
     assert [cell.name for cell in weights.load(source, "mxnet")] == ["convlstm0_", "convlstm1_"]
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "expected"),
+    [
+        ("jhhuang96", None, ["rnn0.conv.0.weight", "rnn1.conv.0.weight"]),
+        ("jhhuang96", "encoder.rnn_{l}.", ["encoder.rnn_0.conv.0.weight", "encoder.rnn_1.conv.0.weight"]),
+        ("torch", "lstm.", ["lstm.weight_ih_l0", "lstm.weight_ih_l1"]),
+    ],
+)
+def test_names_of_layers(name, prefix, expected, rng):
+    source = weights.dump([canonical(rng, name)] * 2, name, prefix=prefix)
+    assert [key for key in source if "weight" in key and "hh" not in key] == expected
+
+
+def test_the_table_in_the_documentation():
+    """Every convention has a row, with its order of the gates."""
+    text = (Path(__file__).parent.parent / "docs" / "weights.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*) \| ([a-z ]+) \|", text, re.MULTILINE)
+    orders = {name: order.replace(" ", "") for names, order in rows for name in re.findall(r"`(\w+)`", names)}
+    assert orders == {name: convention.order for name, convention in CONVENTIONS.items()}
+
+
 def test_nesting(rng):
     own = canonical(rng, "flax")
     assert {key: set(value) for key, value in weights.dump(own, "flax").items()} == {
@@ -286,6 +315,12 @@ def test_arrays_are_new(name, rng):
             for other in (getattr(own, part), getattr(found, part)):
                 assert other is None or not np.shares_memory(array, other)
     assert all(getattr(found, part).flags.c_contiguous for part in NAMES if getattr(found, part) is not None)
+
+
+@pytest.mark.parametrize("name", ["keras", "flax", "chainer"])
+def test_bfloat16(name, rng):
+    own = canonical(rng, name, dtype=pytest.importorskip("ml_dtypes").bfloat16)
+    assert_same(weights.load(weights.dump(own, name), name)[0], own)
 
 
 def test_foreign_byte_order(rng):

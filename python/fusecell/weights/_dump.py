@@ -108,7 +108,7 @@ def _biases(weights: ConvLSTMWeights, target: Convention, count: int) -> list[Ar
     """`count` arrays whose sum, with the forget bias that the target adds, is the bias. None at all for None.
 
     The second holds what rounding took from the first, so that `load` gives the same bits (while 1 is no less than a
-    unit in the last place). With only one, f's bias keeps an error of half such a unit of the larger number.
+    unit in the last place). With only one, f's bias comes back within a unit of the larger of it and 1.
     """
     if weights.bias is None and not target.forget_bias:
         return []
