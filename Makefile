@@ -43,7 +43,7 @@ demo: $(MADE)/demo.txt $(MADE)/core ## watch a ConvLSTM learn to predict handwri
 test: $(MADE)/test.txt $(MADE)/core ## the test suite, without what needs torch, jax or keras
 	@$(RUN) -m pytest --ignore=tests/frameworks $(ARGS)
 
-test-frameworks: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## the tests against torch and keras (installs them, about 1 GB)
+test-frameworks: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## the tests against torch, keras, flax and haiku (installs them, over 1 GB)
 	@$(RUN) -m pytest tests/frameworks $(ARGS)
 
 test-packaging: $(MADE)/test.txt $(MADE)/dist.txt $(MADE)/core ## the tests that build a wheel and use it in a fresh environment

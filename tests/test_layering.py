@@ -105,8 +105,11 @@ MODULES = {
     "layers": {"ops", "initializers"},
     "losses": {"ops"},
     "reference": set(),
+    "weights": set(),
     **{adapter: {"_dispatch"} for adapter in ADAPTERS},
 }
+# Of what is not Python's own; in functions, too.
+NUMPY_ALONE = {"reference", "weights"}
 # May ask the backends for versions, threads and devices.
 INSPECTORS = {"", "info", "selftest"}
 
@@ -160,8 +163,8 @@ def import_breach(module: str, imported: str, at_import: bool) -> str | None:
     top, _, rest = imported.partition(".")
     name = module or PACKAGE
     if top != PACKAGE:
-        if module == "reference" and top != "numpy" and top not in sys.stdlib_module_names:
-            return f"reference may import NumPy only ({imported})"
+        if module in NUMPY_ALONE and top != "numpy" and top not in sys.stdlib_module_names:
+            return f"{module} may import NumPy only ({imported})"
         known = top in sys.stdlib_module_names or top in INSTALLED or top in ADAPTERS.get(module, set())
         if at_import and not known:
             return f"{imported} may be missing: import it where it is used"
@@ -236,6 +239,8 @@ LAWFUL = {
     "python/fusecell/layers/dense.py": "from fusecell import ops\nfrom .. import initializers\n",
     "python/fusecell/initializers.py": "from fusecell._typing import Array\n",
     "python/fusecell/reference.py": "import math\nimport numpy as np\n",
+    "python/fusecell/weights/__init__.py": "from fusecell.weights.canonical import A\n",
+    "python/fusecell/weights/canonical.py": "import numpy as np\nfrom fusecell._typing import Array\n",
     "python/fusecell/torch.py": "import torch\nfrom fusecell import _dispatch\n",
     "python/fusecell/plot.py": "def plot():\n    import matplotlib\n    from fusecell import torch\n",
     "python/fusecell/info.py": "from fusecell import _cpu, _dispatch\n",
@@ -277,6 +282,8 @@ BREACHES = [
     ("python/fusecell/layers/dense.py", "from fusecell import __version__", "layers may not import fusecell"),
     ("python/fusecell/reference.py", "from fusecell import ops", "reference may import NumPy only"),
     ("python/fusecell/reference.py", "def f():\n    import scipy.signal", "reference may import NumPy only"),
+    ("python/fusecell/weights/canonical.py", "from fusecell import ops", "weights may not import ops"),
+    ("python/fusecell/weights/canonical.py", "def f():\n    import torch", "weights may import NumPy only"),
     ("python/fusecell/torch.py", "from fusecell import ops", "torch may not import ops"),
     ("python/fusecell/torch.py", "import jax", "jax may be missing"),
     ("python/fusecell/plot.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot may be missing"),
