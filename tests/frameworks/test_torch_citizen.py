@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,6 +17,7 @@ from torch.func import functional_call  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import fusecell.torch as ft  # noqa: E402
+from fusecell import ops, weights  # noqa: E402
 from fusecell.torch import _conv_lstm, _library, _lstm_gates, _memory, _options, plain  # noqa: E402
 
 T, B, I, C, H, W = 3, 2, 2, 3, 4, 5
@@ -641,3 +643,49 @@ def test_bad_calls(name):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         call(ft.ConvLSTM2d(2, 3, 3))
     X.requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------------------- weights from elsewhere
+def ndrplz(layers, rng, kernel=3):
+    """A stack's checkpoint with one convolution for each cell, gates i, f, o, g."""
+    tensors = {}
+    for l in range(layers):
+        channels = (2 if l == 0 else 3) + 3
+        tensors[f"cell_list.{l}.conv.weight"] = rng.standard_normal((12, channels, kernel, kernel)).astype(np.float32)
+        tensors[f"cell_list.{l}.conv.bias"] = rng.standard_normal(12).astype(np.float32)
+    return tensors
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_module_from_weights(rng, bidirectional):
+    cells = [cell for _ in range(2 if bidirectional else 1) for cell in weights.load(ndrplz(1, rng), "ndrplz")]
+    module = ft.ConvLSTM2d.from_weights(cells, bidirectional=bidirectional, batch_first=True)
+    x = torch.randn(B, T, 2, H, W)
+    y, _ = module(x)
+    arrays = x.transpose(0, 1).contiguous().numpy()
+    for d, cell in enumerate(cells):
+        expected, *_ = ops.conv_lstm_forward(arrays, **cell.arguments(), reverse=d == 1)
+        np.testing.assert_array_equal(y.detach().transpose(0, 1).numpy()[:, :, 3 * d : 3 * d + 3], expected)
+    back = weights.ConvLSTMWeights.from_parameters({n: p.numpy() for n, p in module.state_dict().items()})
+    assert (weights.dump(back, "ndrplz")["conv.weight"] == weights.dump(cells[0], "ndrplz")["conv.weight"]).all()
+
+
+def test_a_module_from_weights_with_options(rng):
+    kernels = [rng.standard_normal(s).astype(np.float64) for s in ((3, 2, 2, 12), (2, 4, 3, 12), (12,))]
+    (cell,) = weights.load(kernels, "keras2", stride=2, padding="valid")
+    module = ft.ConvLSTM2d.from_weights([cell])
+    assert (module.recurrent_activation, module.kernel_size) == ("hard_sigmoid_keras2", (2, 4))
+    x = torch.randn(T, B, 2, 7, 8, dtype=torch.float64)
+    expected, *_ = ops.conv_lstm_forward(x.numpy(), **cell.arguments())
+    np.testing.assert_array_equal(module(x)[0].detach().numpy(), expected)
+
+
+def test_weights_that_make_no_stack(rng):
+    cells = weights.load(ndrplz(2, rng), "ndrplz")
+    with pytest.raises(ValueError, match="cells: expected two for each layer, got 1"):
+        ft.ConvLSTM2d.from_weights(cells[:1], bidirectional=True)
+    with pytest.raises(ValueError, match=r"weight_ih_l1: expected \(12, 3, 3, 3\).*got \(12, 2, 3, 3\)"):
+        ft.ConvLSTM2d.from_weights([cells[0], cells[0]])
+    other = weights.ConvLSTMWeights(**{**cells[1].arguments(), "options": {"activation": "relu"}})
+    with pytest.raises(ValueError, match=r"cells: expected options \{\} for l1, got"):
+        ft.ConvLSTM2d.from_weights([cells[0], other])

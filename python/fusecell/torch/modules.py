@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,17 @@ from fusecell._typing import Padding, Pair
 from fusecell.torch import _options
 from fusecell.torch.functional import State, conv_lstm, conv_lstm_cell
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from fusecell.weights import ConvLSTMWeights
+
 Form = bool | str | None
 """Of a bias or peephole: "channel" or True, "pixel", None or False for none."""
+
+
+# Stride, dilation and padding are those of layer 0 alone.
+_OF_EVERY_CELL = {"activation", "recurrent_activation", "slope"}
 
 
 class _Cells(nn.Module):
@@ -233,6 +242,49 @@ class ConvLSTM2d(_Cells):
                 self._add_cell(suffix, channels, kernel, {"device": device, "dtype": dtype})
         self.reset_parameters()
 
+    @classmethod
+    def from_weights(cls, cells: Sequence[ConvLSTMWeights], *, bidirectional: bool = False, **keywords: Any) -> Self:
+        """A module with the weights that `fusecell.weights.load` found, computing what their source computes.
+
+        cells: layer by layer, each forward and then, if bidirectional, in reverse; as they are in their dtype.
+        keywords: those of the class that weights do not tell (batch_first, dropout, device, ...).
+        Raises ValueError for cells that make no stack.
+        """
+        first, directions = cells[0], 2 if bidirectional else 1
+        if len(cells) % directions:
+            raise ValueError(f"cells: expected two for each layer, got {len(cells)}")
+        forms = {name: _form_of(getattr(first, name)) for name in ("bias", "peephole")}
+        sizes = [a.shape[1:] for a in (first.bias, first.peephole) if a is not None and a.ndim == 3]
+        arguments: dict[str, Any] = {
+            "num_layers": len(cells) // directions,
+            "bidirectional": bidirectional,
+            "input_kernel_size": first.weight_ih.shape[2:],
+            "dtype": torch.from_numpy(first.weight_ih[:0]).dtype,
+            **forms,
+            **({"image_size": sizes[0]} if sizes else {}),
+            **first.options,
+            **keywords,
+        }
+        module = cls(first.in_channels, first.hidden_channels, first.weight_hh.shape[2:], **arguments)
+        suffixes = [(layer, suffix) for layer, suffixes in enumerate(module._suffixes) for suffix in suffixes]
+        for cell, (layer, suffix) in zip(cells, suffixes, strict=True):
+            expected = {k: v for k, v in first.options.items() if layer == 0 or k in _OF_EVERY_CELL}
+            if dict(cell.options) != expected:
+                where = cell.name or suffix.removeprefix("_")
+                raise ValueError(f"cells: expected options {expected} for {where}, got {dict(cell.options)}")
+            for name in ("weight_ih", "weight_hh", "bias", "peephole"):
+                module._fill(f"{name}{suffix}", getattr(cell, name))
+        return module
+
+    @torch.no_grad()
+    def _fill(self, name: str, array: Any) -> None:
+        parameter = getattr(self, name)
+        expected, got = (None if a is None else tuple(a.shape) for a in (parameter, array))
+        if expected != got:
+            raise ValueError(f"{name}: expected {expected}, as the first cell tells, got {got}")
+        if parameter is not None:
+            parameter.copy_(torch.from_numpy(array))
+
     def forward(
         self, input: Tensor, hx: State | None = None, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[Tensor, State]:
@@ -417,6 +469,10 @@ def _form(name: str, value: Form) -> str | None:
     if value not in forms:
         raise ValueError(f'{name}: expected True, False, "channel", "pixel" or None, got {value!r}')
     return forms[value]
+
+
+def _form_of(array: Any) -> str | None:
+    return None if array is None else "channel" if array.ndim == 1 else "pixel"
 
 
 def _short(sizes: tuple[int, ...]) -> Any:
