@@ -453,7 +453,7 @@ BAD_SOURCES = [
     (
         "keras",
         {f"n{i}": (8,) for i in range(10)},
-        "tensors: expected kernel, recurrent_kernel, bias of keras, got also n0, n1, n2, n3, n4, n5, n6, n7 and 2 more;",
+        "tensors: expected kernel, recurrent_kernel, bias of keras, got also n0, n1, n2, n3, n4, n5, n6, n7 and 2 more",
     ),
     ("tf1", {"kernel": None, "biases": None}, "tensors: expected kernel, biases of tf1, got none"),
 ]

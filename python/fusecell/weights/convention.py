@@ -37,10 +37,10 @@ class Tensor:
     def __post_init__(self) -> None:
         expected = ["O"] + ["G"] * ("{gate}" not in self.key) + ["I"] * self.is_kernel
         found = axes_in(self.axes.split())
-        if sorted(axis for axis in found if axis not in "*+") != sorted(expected) or sum(a in "*+" for a in found) > 1:
-            raise ValueError(
-                f"{self.key}: expected axes of {', '.join(expected)} and at most one * or +, got {self.axes}"
-            )
+        image = [axis for axis in found if axis in "*+"]
+        if sorted(found) != sorted(expected + image[:1]):
+            needed = ", ".join(expected)
+            raise ValueError(f"{self.key}: expected axes of {needed} and at most one * or +, got {self.axes}")
 
     @property
     def is_kernel(self) -> bool:
