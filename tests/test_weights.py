@@ -251,7 +251,7 @@ def test_containers(rng):
     p = source_arrays("keras", rng)
     [expected] = weights.load(p, "keras")
     h5 = {"layers": {"conv_lstm2d": {"cell": {"vars": {str(i): a for i, a in enumerate(p.values())}}}}}
-    h5["layers"]["conv_lstm2d"]["cell"]["seed_generator"] = {"vars": {"0": np.zeros(2)}}
+    h5["layers"]["conv_lstm2d"]["cell"]["seed_generator"] = {"vars": {"0": np.zeros(2, np.uint32)}}
     tensorflow = {f"conv_lst_m2d/{key}:0": a for key, a in p.items()}
     for source in (list(p.values()), tuple(p.values()), tensorflow):
         [found] = weights.load(source, "keras")
@@ -260,6 +260,7 @@ def test_containers(rng):
         [found] = weights.load(h5, "keras")
     assert_same(found, expected)
     assert found.name == "layers/conv_lstm2d/cell/"
+    assert_same(weights.load(h5, "keras", prefix="layers/conv_lstm2d/cell/vars/")[0], expected)
     assert len(weights.load([list(p.values())] * 3, "keras")) == 3
     assert list(weights.dump(expected, "keras")) == ["kernel", "recurrent_kernel", "bias"]  # set_weights' order
 
@@ -449,6 +450,11 @@ BAD_SOURCES = [
     ("keras", {"kernel": np.zeros((3, 5, 3, 8), np.float32)}, "recurrent_kernel: expected float32, as kernel, got"),
     ("keras", {"0": (3, 5, 3, 8)}, "tensors: expected one of kernel and 0, got both"),
     ("keras", {"bias:0": (8,)}, "tensors: expected every key once, got bias twice"),
+    (
+        "keras",
+        {f"n{i}": (8,) for i in range(10)},
+        "tensors: expected kernel, recurrent_kernel, bias of keras, got also n0, n1, n2, n3, n4, n5, n6, n7 and 2 more",
+    ),
     ("tf1", {"kernel": None, "biases": None}, "tensors: expected kernel, biases of tf1, got none"),
 ]
 
@@ -571,6 +577,19 @@ def test_a_convention_of_ones_own(rng):
 def test_bad_order(order):
     with pytest.raises(ValueError, match="order: expected i, f, o and one of gcjza, once each, got"):
         Convention(name="mine", order=order, tensors=())
+
+
+@pytest.mark.parametrize("axes", ["GO *", "O I *", "G I", "GO I * *", "GO OG I", "GO I X", "I G"])
+def test_bad_axes(axes):
+    with pytest.raises(ValueError, match=re.escape("K: expected axes of O, G, I and at most one * or +, got " + axes)):
+        Tensor("K", "weight", axes)
+
+
+@pytest.mark.parametrize("holds", [[], ["weight_ih"], ["weight", "weight_hh"], ["weight", "weight"]])
+def test_bad_tensors(holds):
+    tensors = tuple(Tensor(f"K{n}", part, "GO I") for n, part in enumerate(holds))
+    with pytest.raises(ValueError, match="tensors: expected one weight, or one weight_ih and one weight_hh, got"):
+        Convention(name="mine", order="ifgo", tensors=tensors)
 
 
 def test_no_bias_under_a_forget_bias(rng):

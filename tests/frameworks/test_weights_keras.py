@@ -105,13 +105,14 @@ def test_saved_file(rng, tmp_path):
         keras.layers.ConvLSTM2D(C, 3, padding="same", return_sequences=True, recurrent_dropout=0.5, dtype="float64")
         for _ in range(3)
     ]
-    model = keras.Sequential([keras.layers.Input((T, H, W, CIN)), *stack])
+    others = [keras.layers.BatchNormalization(dtype="float64"), keras.layers.Conv3D(1, 1, dtype="float64")]
+    model = keras.Sequential([keras.layers.Input((T, H, W, CIN)), *stack, *others])
     for layer in stack:
         layer.set_weights([rng.standard_normal(w.shape) for w in layer.get_weights()])
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     with h5py.File(path) as file:
-        cells = weights.load(file, "keras", prefix="layers/", padding="same")
+        cells = weights.load(file, "keras", prefix="layers/conv_lstm2d", padding="same")
     assert [cell.name.removeprefix("layers/conv_lstm2d") for cell in cells] == ["/cell/", "_1/cell/", "_2/cell/"]
     for cell, layer in zip(cells, stack, strict=True):
         for found, own in zip(weights.dump(cell, "keras").values(), layer.get_weights(), strict=True):

@@ -52,11 +52,6 @@ def gates_of(tensor: Tensor, convention: Convention) -> tuple[str, str]:
     return "".join(a for a, _ in held), "".join(b for _, b in held)
 
 
-def is_kernel(tensor: Tensor) -> bool:
-    """Whether it holds a weight, which has input channels and kernel axes."""
-    return tensor.holds not in ("bias", "peephole")
-
-
 def forget_bias(convention: Convention, like: Array) -> Array:
     """What the framework's forward adds to the gates: [4C], or [4C, 1, 1] where `like` has image axes, too."""
     c = len(like) // 4

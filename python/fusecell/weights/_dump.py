@@ -9,7 +9,7 @@ import numpy as np
 
 from fusecell._typing import Array
 from fusecell.weights import _layout
-from fusecell.weights._common import ORDER, check_kernels, check_options, find, forget_bias, gates_of, is_kernel
+from fusecell.weights._common import ORDER, check_kernels, check_options, find, forget_bias, gates_of
 from fusecell.weights.canonical import OPTIONS, ConvLSTMWeights
 from fusecell.weights.convention import Convention, Tensor
 
@@ -141,7 +141,7 @@ def _write(tensor: Tensor, value: Array, target: Convention, dims: int) -> dict[
 
 def _drop_axes(tensor: Tensor, value: Array, target: Convention, dims: int) -> tuple[Array, int]:
     """The value with as many image axes as the target has, and how many; those that are dropped have length 1."""
-    start = 2 if is_kernel(tensor) else 1
+    start = 2 if tensor.is_kernel else 1
     image, counts = value.shape[start:], _layout.spatial_counts(tensor.axes)
     keep = min(dims, max(counts), len(image))
     dropped, kept = image[: len(image) - keep], image[len(image) - keep :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,23 +25,34 @@ class Layer:
     unused: list[str] = field(default_factory=list)
 
 
-def flatten(tensors: Any, prefix: str = "") -> dict[str, Array]:
-    """The arrays in dicts of dicts (or whatever has `keys()`) and lists, each under its path.
+def flatten(tensors: Any, prefix: str) -> dict[str, Any]:
+    """What stands in dicts of dicts (or whatever has `keys()`) and lists, each under its path, if that begins so.
 
-    Raises TypeError for what NumPy cannot read as an array, ValueError for a path that comes twice.
+    Raises ValueError for a path that comes twice.
     """
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     for path, value in _leaves(tensors, ""):
         key = path.removesuffix(":0")  # TensorFlow 1 numbers what an operation puts out
         if not key.startswith(prefix):
             continue
         if key in found:
             raise ValueError(f"tensors: expected every key once, got {key} twice")
-        found[key] = _as_array(key, value)
+        found[key] = value
     return found
 
 
-def layers(keys: Mapping[str, Any], convention: Convention, prefix: str) -> list[Layer]:
+def as_array(key: str, value: Any) -> Array:
+    """The value as an array of floats in native byte order. Raises TypeError where it is none."""
+    try:
+        array: Array = np.asarray(value)
+    except Exception as error:  # whatever the framework raises
+        raise TypeError(f"{key}: expected what np.asarray takes, got {type(value).__name__} ({error})") from error
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{key}: expected an array of floats, got {type(value).__name__} of {array.dtype}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def layers(keys: Collection[str], convention: Convention, prefix: str) -> list[Layer]:
     """The cells among the keys, in the order of the numbers in their names, a reverse direction behind its forward.
 
     Raises ValueError for no cell, for keys that no cell has, and for keys that cannot be represented.
@@ -52,9 +63,10 @@ def layers(keys: Mapping[str, Any], convention: Convention, prefix: str) -> list
     cells: dict[str, Layer] = {}
     rest = []
     for key in keys:
-        named = ((tensor, pattern.fullmatch(key, len(prefix))) for tensor, pattern in patterns)
+        own = key.removeprefix(prefix)
+        named = ((tensor, pattern.fullmatch(own)) for tensor, pattern in patterns)
         tensor, match = next(((tensor, match) for tensor, match in named if match), (None, None))
-        if tensor is None or match is None or any(pattern.fullmatch(key, len(prefix)) for pattern in idle):
+        if tensor is None or match is None or any(pattern.fullmatch(own) for pattern in idle):
             rest.append(key)
             continue
         parts = match.groupdict()
@@ -76,16 +88,6 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         return
     for name, child in children:
         yield from _leaves(child, f"{path}/{name}" if path else name)
-
-
-def _as_array(key: str, value: Any) -> Array:
-    try:
-        array: Array = np.asarray(value)
-    except Exception as error:  # whatever the framework raises
-        raise TypeError(f"{key}: expected what np.asarray takes, got {type(value).__name__} ({error})") from error
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{key}: expected an array of floats, got {type(value).__name__} of {array.dtype}")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _pattern(tensor: Tensor, convention: Convention) -> str:
@@ -110,7 +112,7 @@ def _glob(glob: str, convention: Convention) -> re.Pattern[str]:
     return re.compile(_before(convention) + fnmatch.translate(glob))
 
 
-def _refuse(keys: Mapping[str, Any], convention: Convention) -> None:
+def _refuse(keys: Collection[str], convention: Convention) -> None:
     for glob, reason in convention.refused.items():
         if refused := [key for key in keys if _glob(glob, convention).fullmatch(key)]:
             raise ValueError(f"{', '.join(refused)}: expected none, since {reason}, got {len(refused)}")
@@ -122,7 +124,7 @@ def _sort_out(
     """Give each cell those of the remaining keys that are known to be of no use; raise for the others."""
     unknown = []
     for key in rest:
-        matches = (pattern.fullmatch(key, len(prefix)) for pattern in idle)
+        matches = (pattern.fullmatch(key.removeprefix(prefix)) for pattern in idle)
         owner = next((cells.get(prefix + match["before"]) for match in matches if match), None)
         if owner is None:
             unknown.append(key)
@@ -139,9 +141,9 @@ def _keys_of(convention: Convention) -> str:
     return ", ".join(tensor.key.replace("{layer}", "[_l0]") for tensor in convention.tensors)
 
 
-def _some(keys: Any) -> str:
-    listed = [str(key) for key in keys]
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "") or "none"
+def _some(keys: Collection[str]) -> str:
+    more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+    return ", ".join(list(keys)[:8]) + more or "none"
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], bool]:

@@ -36,22 +36,24 @@ def shape_of(layout: Sequence[str], sizes: Mapping[str, int]) -> tuple[int, ...]
     return tuple(math.prod(sizes[axis] for axis in _INSIDE.get(word, (word,))) for word in layout)
 
 
+def axes_in(layout: Sequence[str]) -> list[str]:
+    """What the words stand for, outermost first: G, O, I, H and W, and * or + where they still stand."""
+    return [axis for word in layout for axis in _INSIDE.get(word, (word,))]
+
+
 def to_blocks(array: Array, layout: Sequence[str], sizes: Mapping[str, int]) -> Array:
     """The array with its axes in the order of blocks, those that the layout has not left out."""
-    axes = _axes(layout)
+    axes = axes_in(layout)
     blocks = array.reshape([sizes[axis] for axis in axes])
     return blocks.transpose([axes.index(axis) for axis in _in_block_order(axes)])
 
 
 def from_blocks(blocks: Array, layout: Sequence[str]) -> Array:
     """The inverse of `to_blocks`."""
-    axes, present = _axes(layout), _in_block_order(_axes(layout))
+    axes = axes_in(layout)
+    present = _in_block_order(axes)
     sizes = dict(zip(present, blocks.shape, strict=True))
     return blocks.transpose([present.index(axis) for axis in axes]).reshape(shape_of(layout, sizes))
-
-
-def _axes(layout: Sequence[str]) -> list[str]:
-    return [axis for word in layout for axis in _INSIDE.get(word, (word,))]
 
 
 def _in_block_order(axes: Sequence[str]) -> list[str]:

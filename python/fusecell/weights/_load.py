@@ -10,7 +10,7 @@ import numpy as np
 
 from fusecell._typing import Array
 from fusecell.weights import _keys, _layout
-from fusecell.weights._common import ORDER, check_kernels, check_options, find, forget_bias, gates_of, is_kernel
+from fusecell.weights._common import ORDER, check_kernels, check_options, find, forget_bias, gates_of
 from fusecell.weights.canonical import ConvLSTMWeights
 from fusecell.weights.convention import Convention, Tensor
 
@@ -34,18 +34,19 @@ def load(
     """
     source = find(convention)
     check_options(source, options)
-    arrays = _keys.flatten(tensors, prefix)
-    cells = _keys.layers(arrays, source, prefix)
+    values = _keys.flatten(tensors, prefix)
+    cells = _keys.layers(values, source, prefix)
     if unused := [key for cell in cells for key in cell.unused]:
         warnings.warn(f"{', '.join(unused)}: not used, as {source.name} itself never reads them", stacklevel=2)
-    return [_cell(cell, arrays, source, {**source.options, **options}) for cell in cells]
+    return [_cell(cell, values, source, {**source.options, **options}) for cell in cells]
 
 
 def _cell(
-    cell: _keys.Layer, arrays: Mapping[str, Array], source: Convention, options: Mapping[str, Any]
+    cell: _keys.Layer, values: Mapping[str, Any], source: Convention, options: Mapping[str, Any]
 ) -> ConvLSTMWeights:
+    arrays = {key: _keys.as_array(key, values[key]) for key in cell.tensors.values()}
+    _check_dtypes(arrays)
     given = {tensor: found for tensor in source.tensors if (found := _gather(tensor, cell, arrays, source))}
-    _check_dtypes({key: array for found in given.values() for key, array in found.items()})
     channels = _channels(given, source)
     parts: dict[str, list[Array]] = {}
     for tensor, found in given.items():
@@ -83,7 +84,7 @@ def _gather(
     found = {key: arrays[key] for key in keys.values() if key is not None}
     if len(found) == len(keys):
         return found
-    if found or is_kernel(tensor):
+    if found or tensor.is_kernel:
         missing = ", ".join(tensor.key.format(gate=letter, layer="") for letter, key in keys.items() if key is None)
         raise ValueError(f"tensors: expected {missing} beside {', '.join(cell.tensors.values())}, got none")
     return None
@@ -128,8 +129,8 @@ def _read(tensor: Tensor, found: dict[str, Array], channels: Mapping[str, int], 
     blocks = np.stack(each) if "{gate}" in tensor.key else each[0]
     blocks = blocks[[gates.index(gate) for gate in ORDER if gate in gates]]
     rows, inner = blocks.shape[0] * blocks.shape[1], blocks.shape[2:]
-    inputs, image = (inner[:1], inner[1:]) if is_kernel(tensor) else ((), inner)
-    ones = [1] * (2 - len(image)) if image or is_kernel(tensor) else []
+    inputs, image = (inner[:1], inner[1:]) if tensor.is_kernel else ((), inner)
+    ones = [1] * (2 - len(image)) if image or tensor.is_kernel else []
     return blocks.reshape(rows, *inputs, *ones, *image)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fusecell.weights._layout import axes_in
 from fusecell.weights.canonical import OPTIONS
 
 Part = Literal["weight", "weight_ih", "weight_hh", "bias", "peephole"]
@@ -24,12 +25,27 @@ class Tensor:
         there; biases and peepholes are there or not.
     axes: the layout, in the words of `fusecell.weights._layout`: "GO I *" is [4C, Cin, kh, kw].
     position: its place, where the framework hands out a list.
+
+    Raises ValueError for axes that lack the gates (unless the key has them), O or (in a weight) I, or have more.
     """
 
     key: str
     holds: Part
     axes: str
     position: int | None = None
+
+    def __post_init__(self) -> None:
+        expected = ["O"] + ["G"] * ("{gate}" not in self.key) + ["I"] * self.is_kernel
+        found = axes_in(self.axes.split())
+        image = [axis for axis in found if axis in "*+"]
+        if sorted(found) != sorted(expected + image[:1]):
+            needed = ", ".join(expected)
+            raise ValueError(f"{self.key}: expected axes of {needed} and at most one * or +, got {self.axes}")
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it holds a weight, which has input channels and kernel axes."""
+        return self.holds not in ("bias", "peephole")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +63,8 @@ class Convention:
     layers: what stands before the keys of layer l. separators: what a key may follow.
     nested: whether the framework wants dicts in dicts ("all"), a dict per module ("last"), or a flat one ("").
 
-    Raises ValueError for an order that does not name i, f, g and o once each, TypeError for an unknown option.
+    Raises ValueError for an order that does not name i, f, g and o once each, and for tensors that are not one weight,
+    or one weight_ih and one weight_hh, with any biases and at most one peephole; TypeError for an unknown option.
     """
 
     name: str
@@ -67,6 +84,9 @@ class Convention:
     def __post_init__(self) -> None:
         if sorted(self.gates) != sorted("ifgo"):
             raise ValueError(f"order: expected i, f, o and one of {_LETTERS_OF_G}, once each, got {self.order!r}")
+        kernels = sorted(tensor.holds for tensor in self.tensors if tensor.holds != "bias")
+        if kernels not in [[*p, *k] for p in ([], ["peephole"]) for k in (["weight"], ["weight_hh", "weight_ih"])]:
+            raise ValueError(f"tensors: expected one weight, or one weight_ih and one weight_hh, got {kernels}")
         if unknown := sorted((self.options.keys() | self.choices) - OPTIONS.keys()):
             raise TypeError(f"options: expected some of {', '.join(OPTIONS)}, got {', '.join(unknown)}")
 
