@@ -5,8 +5,8 @@
 On a CPU no allocator sees everything: torch's does not know of oneDNN's buffers, nor of those inside fusecell. So the
 operating system is asked, in a process of its own for each measurement: the most that was resident during the step,
 less what was before it. A small step goes first, since code that is loaded for the first time is resident memory, too.
-malloc is told to give freed memory back at once, so that what is counted is in use at the same time. As it comes, glibc's
-malloc also keeps what is free; `kept=True` measures that, over three steps.
+malloc is told to give freed memory back at once, so that what is counted is in use at the same time. As it comes,
+glibc's malloc also keeps what is free; `kept=True` measures that, over three steps.
 
 On a GPU torch's own count is taken: fusecell's kernels get all of their memory from it.
 """

@@ -67,7 +67,8 @@ def test_what_a_sequence_keeps_for_backward(recompute, most):
     arguments = sequence()
     for tensor in leaves(arguments):
         tensor.requires_grad_()
-    kept, _ = saved_by(functools.partial(ft.conv_lstm, recompute=recompute), arguments)
+    kept, (y, _) = saved_by(functools.partial(ft.conv_lstm, recompute=recompute), arguments)
+    assert not any(isinstance(held, torch.Tensor) for held in vars(y.grad_fn).values()), "kept beside what is saved"
     assert ONE < sum(kept.values()) <= most * ONE, {at: size / ONE for at, size in kept.items()}
 
 
