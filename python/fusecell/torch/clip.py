@@ -99,8 +99,7 @@ class _Group:
         self._described = [_memory.describe(self._flat(g)) for g in gradients]
 
     def _flat(self, gradient: Tensor) -> Tensor:
-        images = gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last)
-        if gradient.is_contiguous() or images:
+        if torch.ops.aten.is_non_overlapping_and_dense(gradient):
             return gradient.as_strided((gradient.numel(),), (1,))
         self._copies.append((gradient, gradient.contiguous()))
         return self._copies[-1][1]

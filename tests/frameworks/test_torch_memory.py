@@ -1,0 +1,127 @@
+"""What a training step keeps for backward, and what it takes at its peak, against the loop that people write."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import fusecell.torch as ft  # noqa: E402
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+from torch_memory import peak_bytes  # noqa: E402
+
+torch.set_num_threads(1)
+T, B, I, C, H, W = 3, 2, 2, 4, 5, 6
+ONE = T * B * C * H * W  # one number for each pixel, channel and step
+
+
+def sequence():
+    """Everything that can need a gradient."""
+    return {
+        "x": torch.randn(T, B, I, H, W),
+        "weight_ih": torch.randn(4 * C, I, 3, 3),
+        "weight_hh": torch.randn(4 * C, C, 3, 3),
+        "bias": torch.randn(4 * C),
+        "peephole": torch.randn(3 * C),
+        "hx": (torch.randn(B, C, H, W), torch.randn(B, C, H, W)),
+    }
+
+
+def leaves(arguments):
+    return [t for value in arguments.values() for t in (value if isinstance(value, tuple) else (value,))]
+
+
+def saved_by(run, arguments):
+    """The memory that a call keeps for backward, beside its arguments': {address: numbers}, and its outputs."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = run(**arguments)
+    for tensor in leaves(arguments):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return {at: size for at, size in kept.items() if size}, outputs
+
+
+def steps_of_cells(x, weight_ih, weight_hh, bias, peephole, hx, **options):
+    outputs = []
+    for frame in x:
+        hx = ft.conv_lstm_cell(frame, weight_ih, weight_hh, bias, peephole, hx, **options)
+        outputs.append(hx[0])
+    return torch.stack(outputs), hx
+
+
+@pytest.mark.parametrize(("recompute", "most"), [(False, 6), (True, 2)])
+def test_what_a_sequence_keeps_for_backward(recompute, most):
+    """Gates (4), c and y, or c and y alone."""
+    arguments = sequence()
+    for tensor in leaves(arguments):
+        tensor.requires_grad_()
+    kept, (y, _) = saved_by(functools.partial(ft.conv_lstm, recompute=recompute), arguments)
+    assert not any(isinstance(held, torch.Tensor) for held in vars(y.grad_fn).values()), "kept beside what is saved"
+    assert ONE < sum(kept.values()) <= most * ONE, {at: size / ONE for at, size in kept.items()}
+
+
+@pytest.mark.parametrize(("recompute", "most"), [(False, 6), (True, 2)])
+def test_what_a_loop_of_cells_keeps_for_backward(recompute, most):
+    arguments = sequence()
+    for tensor in leaves(arguments):
+        tensor.requires_grad_()
+    kept, _ = saved_by(functools.partial(steps_of_cells, recompute=recompute), arguments)
+    # Each step's h and c are there twice, as the state that goes on and as what backward reads: outputs of an operator
+    # may not share memory.
+    assert ONE < sum(kept.values()) <= (most + 2) * ONE
+
+
+@pytest.mark.parametrize("run", [ft.conv_lstm, steps_of_cells], ids=["sequence", "cells"])
+def test_nothing_is_kept_where_no_gradient_is_wanted(run):
+    for mode in (torch.no_grad, torch.inference_mode):
+        arguments = sequence()
+        for tensor in leaves(arguments):
+            tensor.requires_grad_()
+        with mode():
+            kept, (y, _) = saved_by(run, arguments)
+        assert not kept
+        assert not y.requires_grad
+    kept, (y, _) = saved_by(run, sequence())
+    assert not kept
+    assert not y.requires_grad
+
+
+def test_without_a_gradient_the_gates_take_no_memory_either(monkeypatch):
+    """Not only is nothing saved: the operator is not asked for gates."""
+    made = []
+    operator = ft._conv_lstm.conv_lstm
+    monkeypatch.setattr(ft._conv_lstm, "conv_lstm", lambda *args: made.append(operator(*args)) or made[-1])
+    ft.conv_lstm(**sequence())
+    *_, c, gates = made[-1]
+    assert c.numel() == gates.numel() == 0
+    ft.conv_lstm(**{**sequence(), "x": torch.randn(T, B, I, H, W, requires_grad=True)})
+    assert math.prod(made[-1][-1].shape) == 4 * ONE
+    assert len(made) == 2
+
+
+peak = functools.cache(peak_bytes)
+
+
+# The saved 6 are 0.58 of eager's 10.3; backward's scratch, 1.4 to 1.6, comes on top.
+AIM = pytest.mark.xfail(reason="0.65 is aimed at; measured: 0.70 at S, 0.74 at M")
+
+
+@pytest.mark.parametrize(
+    ("peer", "share"), [("fusecell", 0.80), pytest.param("fusecell", 0.65, marks=AIM), ("fusecell, recompute", 0.45)]
+)
+@pytest.mark.parametrize("shape", ["S", "M"])
+def test_the_peak_of_a_training_step(peer, share, shape):
+    """Beyond input and parameters, as a share of what the usual loop takes."""
+    assert peak(peer, shape) <= share * peak("eager", shape)
