@@ -1,0 +1,5 @@
+"""convert."""
+
+from .walk import convert
+
+__all__ = ["convert"]
