@@ -492,3 +492,252 @@ REFUSED = {
     DifferentKernels: "the convolutions of x differ in kernel, stride, dilation or padding",
     DataDependentConvLSTM: r"the probe disagrees: outputs differ by .* in evaluation mode",
 }
+
+
+# ------------------------------------------------------------------------------------------------------ sequences
+class StackOfCells(nn.Module):
+    """Layers in a list, permuted where time comes first, nested lists of outputs and of last states."""
+
+    def __init__(self, batch_first=True, return_all_layers=True, layers=2):
+        super().__init__()
+        self.batch_first, self.return_all_layers = batch_first, return_all_layers
+        self.cell_list = nn.ModuleList([SplitIFOG(C if n else I, C, (3, 3), True) for n in range(layers)])
+
+    def forward(self, input_tensor, hidden_state=None):
+        if not self.batch_first:
+            input_tensor = input_tensor.permute(1, 0, 2, 3, 4)
+        b, seq_len, _, h, w = input_tensor.size()
+        if hidden_state is None:
+            hidden_state = [cell.init_hidden(b, (h, w)) for cell in self.cell_list]
+        layer_output_list, last_state_list = [], []
+        current = input_tensor
+        for cell, (h, c) in zip(self.cell_list, hidden_state):
+            inner = []
+            for t in range(seq_len):
+                h, c = cell(input_tensor=current[:, t, :, :, :], cur_state=[h, c])
+                inner.append(h)
+            current = torch.stack(inner, dim=1)
+            layer_output_list.append(current)
+            last_state_list.append([h, c])
+        if not self.return_all_layers:
+            layer_output_list, last_state_list = layer_output_list[-1:], last_state_list[-1:]
+        return layer_output_list, last_state_list
+
+
+class TimeFirstLast(StackOfCells):
+    """Time first, the last layer alone."""
+
+    def __init__(self):
+        super().__init__(batch_first=False, return_all_layers=False)
+
+
+class TimeOutside(nn.Module):
+    """For each frame all layers; a list of outputs and the last states, stacked over layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = ChunkIFGO(), PerGateOnBoth()
+        self.first.gates = nn.Conv2d(I + I, 4 * I, K, padding=1)
+
+    def forward(self, frames):
+        size = frames.shape[1], I, *frames.shape[3:]
+        h_1 = c_1 = frames.new_zeros(size)
+        h_2 = c_2 = frames.new_zeros(size[0], C, *size[2:])
+        outputs = []
+        for frame in frames:
+            h_1, c_1 = self.first(frame, (h_1, c_1))
+            h_2, c_2 = self.second(h_1, (h_2, c_2))
+            outputs.append(h_2)
+        return outputs, {"h": h_2, "c": c_2, "first": h_1[None]}
+
+
+class BothWays(nn.Module):
+    """One cell forward, one backward, side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.ahead, self.back = TwoConvolutions(), TwoConvolutions()
+
+    @staticmethod
+    def run(cell, frames):
+        h = c = frames[0].new_zeros(frames[0].shape[0], C, *frames[0].shape[2:])
+        outputs = []
+        for frame in frames:
+            h, c = cell(frame, h, c)
+            outputs.append(h)
+        return outputs
+
+    def forward(self, x):
+        frames = list(x.unbind(1))
+        ahead, back = self.run(self.ahead, frames), self.run(self.back, frames[::-1])[::-1]
+        return torch.cat([torch.stack(ahead, 1), torch.stack(back, 1)], dim=2)
+
+
+class OwnLoop(nn.Module):
+    """A whole sequence in one forward, with a convolution of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(I + C, 4 * C, K, padding=1)
+
+    def forward(self, X):
+        batch_size, seq_len, _, height, width = X.size()
+        output = torch.zeros(batch_size, seq_len, C, height, width, dtype=X.dtype)
+        H = torch.zeros(batch_size, C, height, width, dtype=X.dtype)
+        S = torch.zeros(batch_size, C, height, width, dtype=X.dtype)
+        for t in range(seq_len):
+            i, f, o, g = torch.chunk(self.conv(torch.cat([X[:, t], H], dim=1)), 4, dim=1)
+            S = torch.sigmoid(f) * S + torch.sigmoid(i) * torch.relu(g)
+            H = torch.sigmoid(o) * torch.relu(S)
+            output[:, t] = H
+        return output
+
+
+class OwnLoopPeepholes(nn.Module):
+    """Time first, separate convolutions per gate, peepholes, stacked outputs and the last state."""
+
+    def __init__(self):
+        super().__init__()
+        for gate in "ifco":
+            setattr(self, f"x{gate}", nn.Conv2d(I, C, 5, padding=2))
+            setattr(self, f"h{gate}", nn.Conv2d(C, C, K, padding=1, bias=False))
+        self.peepholes = nn.ParameterDict({gate: nn.Parameter(torch.zeros(1, C, 1, 1)) for gate in "ifo"})
+
+    def forward(self, inputs, states=None):
+        if states is None:
+            zeros = inputs.new_zeros(inputs.size(1), C, inputs.size(3), inputs.size(4))
+            states = zeros, zeros
+        h, c = states
+        outputs = []
+        for index in range(inputs.size(0)):
+            x = inputs[index, ...]
+            i = torch.sigmoid(self.xi(x) + self.hi(h) + self.peepholes["i"] * c)
+            f = torch.sigmoid(self.xf(x) + self.hf(h) + self.peepholes["f"] * c)
+            c = f * c + i * torch.tanh(self.xc(x) + self.hc(h))
+            o = torch.sigmoid(self.xo(x) + self.ho(h) + self.peepholes["o"] * c)
+            h = o * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+
+class LastOnly(nn.Module):
+    """A cell in a loop, of whose states the last h alone is returned, with a channel of time in front of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = HiddenFirst()
+
+    def forward(self, x, lengths=None):
+        state = None
+        for t in range(x.shape[1]):
+            h, state = self.cell(x[:, t], state)
+        return h
+
+
+class EncoderToDecoder(nn.Module):
+    """A second cell that starts from the first one's last state and sees its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = ChunkIFGO()
+        self.decoder = SplitIFOG(C, C, (3, 3), True)
+
+    def forward(self, x):
+        state = (x.new_zeros(x.shape[0], C, *x.shape[3:]),) * 2
+        seen, made = [], []
+        for frame in x.unbind(1):
+            state = self.encoder(frame, state)
+            seen.append(state[0])
+        for h in seen:
+            state = self.decoder(h, state)
+            made.append(state[0])
+        return torch.stack(made, 1)
+
+
+SEQUENCES = [
+    StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop, OwnLoopPeepholes, LastOnly, EncoderToDecoder,
+]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- cells fused, the loop stays
+class FeedsBack(nn.Module):
+    """Predictions are fed back: step by step, by its nature."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = ChunkIFGO(), nn.Conv2d(C, I, 1)
+
+    def forward(self, x):
+        state = (x.new_zeros(x.shape[0], C, *x.shape[3:]),) * 2
+        outputs = []
+        for t in range(x.shape[1] + 2):
+            state = self.cell(x[:, t] if t < x.shape[1] else outputs[-1], state)
+            outputs.append(self.head(state[0]))
+        return torch.stack(outputs, 1)
+
+
+class DropsBetween(StackOfCells):
+    """Dropout between its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell_list[1].register_module("noise", None)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, input_tensor):
+        x = input_tensor
+        for cell in self.cell_list:
+            h, c = cell.init_hidden(x.shape[0], tuple(x.shape[3:]))
+            outputs = []
+            for frame in x.unbind(1):
+                h, c = cell(frame, (h, c))
+                outputs.append(self.dropout(h))
+            x = torch.stack(outputs, 1)
+        return x
+
+
+class Resets(nn.Module):
+    """Forgets its state every second frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = ChunkIFGO()
+
+    def forward(self, x):
+        outputs = []
+        for t, frame in enumerate(x.unbind(1)):
+            if t % 2 == 0:
+                state = (frame.new_zeros(frame.shape[0], C, *frame.shape[2:]),) * 2
+            state = self.cell(frame, state)
+            outputs.append(state[0])
+        return torch.stack(outputs, 1)
+
+
+class Squared(LastOnly):
+    """Returns something else than its cells do."""
+
+    def forward(self, x):
+        return super().forward(x).square()
+
+
+class Preprocesses(nn.Module):
+    """The cell sees features of the frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.cell = nn.Conv2d(I, I, 1), ChunkIFGO()
+
+    def forward(self, x):
+        state = (x.new_zeros(x.shape[0], C, *x.shape[3:]),) * 2
+        for frame in x.unbind(1):
+            state = self.cell(torch.relu(self.stem(frame)), state)
+        return state[0]
+
+
+LOOPS_THAT_STAY = {
+    FeedsBack: "cell is called 6 times for 4 frames",
+    DropsBetween: "cell_list.1 sees neither the frames nor the outputs of other cells, step by step",
+    Resets: "cell is not given the state that its last step returned",
+    Squared: "an output is neither a sequence nor a last state of its cells",
+    Preprocesses: "cell sees neither the frames nor the outputs of other cells, step by step",
+}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import probe
 from .calls import Arguments, Leaf, conventions, leaves, rebuild
-from .fused import conv_lstm_step
+from .fused import conv_lstm_step, hooked
 from .gates import Formula, Rows, Step, formula_of, gates_of, place_vectors
 from .geometry import convolution_options, embedding, sources
 from .recipe import Block, Recipe, Sums
@@ -32,6 +32,7 @@ class CellPlan:
     output: Any  # a nest with a Leaf("h") or Leaf("c") in each place
     starts_at_zero: bool  # whether a call without a state starts from zeros
     plain: tuple[str, ...]  # tensors that are no parameters, and may be missing
+    image: tuple[int, ...]  # a size of x with which it was proven
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward's output; None for a call of another form, which the module's own forward takes."""
@@ -42,13 +43,20 @@ class CellPlan:
         new = conv_lstm_step(self.recipe, module, x, None if h is None else (h, c))
         return rebuild(self.output, lambda leaf: new[leaf.value] if isinstance(leaf, Leaf) else leaf)
 
+    def state_of(self, output: Any) -> tuple[Tensor, Tensor]:
+        """The (h, c) in an output of this plan."""
+        found = {p.value: y for p, y in zip(leaves(self.output), leaves(output), strict=True) if isinstance(p, Leaf)}
+        return found["h"], found["c"]
+
     def _takes(self, module: nn.Module, x: Tensor, h: Tensor | None, c: Tensor | None) -> bool:
-        if not all(isinstance(attrgetter(name)(module), Tensor) for name in self.plain):
+        if hooked(module) or not all(isinstance(attrgetter(name)(module), Tensor) for name in self.plain):
             return False
         if h is None or c is None:
             return self.starts_at_zero and x.dim() == self.recipe.axes + 2
         state = (x.shape[0], self.recipe.channels)
-        return x.dim() == h.dim() == self.recipe.axes + 2 and h.shape == c.shape and h.shape[:2] == state
+        if x.dim() != self.recipe.axes + 2 or h.dim() != x.dim() or h.shape != c.shape or h.shape[:2] != state:
+            return False
+        return x.dtype == h.dtype == c.dtype or torch.is_autocast_enabled(x.device.type)
 
 
 # -------------------------------------------------------------------------------------------------- the sizes
@@ -148,10 +156,10 @@ def _attempt(twin: nn.Module, arguments: Arguments, size: Sizes, image: tuple[in
         except Refused as reason:
             deepest = reason if reason.depth > deepest.depth else deepest
             continue
-        recipe = _recipe(formula, step, size, options, zeros)
+        recipe = recipe_of(formula, step, size, options, zeros)
         parts = rebuild(output, lambda leaf, h=new_h: _leaf(leaf, h))
         plain = tuple(sorted(n for n in recipe.tensors if not isinstance(attrgetter(n)(twin), nn.Parameter)))
-        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, plain)
+        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, plain, image)
     raise deepest
 
 
@@ -187,7 +195,8 @@ def _call(
     raise Refused(reason, 0)
 
 
-def _recipe(formula: Formula, step: Step, size: Sizes, options: dict[str, Any], zeros: Any) -> Recipe:
+def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any], zeros: Any) -> Recipe:
+    """The recipe of a step that the formula explains; zeros: the embedding of the recurrent weight."""
     axes = step.c.dim() - 2
     gates = formula.gates
 

@@ -6,22 +6,42 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..plain import conv_lstm as _conv_lstm
+from .. import plain
 from .recipe import Recipe
 
+State = tuple[Tensor, Tensor]
 
-def conv_lstm(recipe: Recipe, module: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """A sequence x [T, B, Cin, (H,) W] from the state (h, c) or None: y [T, B, C, (H,) W], h_n and c_n."""
-    packed = recipe.pack(module)
-    h, c = (None, None) if state is None else state
+
+def _conv_lstm(x: Tensor, *, hx: State | None, **options: Any) -> tuple[Tensor, State]:
+    h_0, c_0 = (None, None) if hx is None else hx
+    y, h, c = plain.conv_lstm(x, h_0=h_0, c_0=c_0, **options)
+    return y, (h, c)
+
+
+def conv_lstm(
+    recipe: Recipe, module: nn.Module, x: Tensor, state: State | None, reverse: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence x [T, B, Cin, (H,) W] from the state (h, c) or zeros: y [T, B, C, (H,) W], h_n and c_n."""
+    options: dict[str, Any] = {**recipe.pack(module), **dict(recipe.options), "reverse": reverse}
     if recipe.axes == 2:
-        return _conv_lstm(x, **packed, h_0=h, c_0=c, **dict(recipe.options))
-    h, c = (None if s is None else s.unsqueeze(-2) for s in (h, c))
-    y, h, c = _conv_lstm(x.unsqueeze(-2), **packed, h_0=h, c_0=c, **dict(recipe.options))
+        y, (h, c) = _conv_lstm(x, hx=state, **options)
+        return y, h, c
+    rows = None if state is None else (state[0].unsqueeze(-2), state[1].unsqueeze(-2))
+    y, (h, c) = _conv_lstm(x.unsqueeze(-2), hx=rows, **options)
     return y.squeeze(-2), h.squeeze(-2), c.squeeze(-2)
 
 
-def conv_lstm_step(recipe: Recipe, module: nn.Module, x: Tensor, state: Any) -> dict[str, Tensor]:
-    """One step, x [B, Cin, (H,) W]: the new h and c by name, c in the dtype of the state that came."""
+def conv_lstm_step(recipe: Recipe, module: nn.Module, x: Tensor, state: State | None) -> dict[str, Tensor]:
+    """One step, x [B, Cin, (H,) W]: the new h and c by name, in the dtypes of the state that came, or else in x's."""
     _, h, c = conv_lstm(recipe, module, x[None], state)
-    return {"h": h, "c": c.to(x.dtype if state is None else state[1].dtype)}
+    dtypes = (x.dtype, x.dtype) if state is None else (state[0].dtype, state[1].dtype)
+    return {"h": h.to(dtypes[0]), "c": c.to(dtypes[1])}
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a submodule has hooks, which a fused forward would not run."""
+    return any(
+        child is not module
+        and bool(child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
+        for child in module.modules()
+    )

@@ -143,10 +143,14 @@ def place_vectors(step: Step, gates: list[Gate]) -> None:
     """Find the gate of every other tensor that the step reads: a bias, or a peephole. Raises Refused."""
     convolved = {name for s in step.found for name in (s.weight, s.bias)}
     others = {n: t for n, t in step.tensors.items() if n not in convolved and t.requires_grad}
-    for (name, tensor), gradient in zip(
-        others.items(), _gradients(_loss(step, False), list(others.values())), strict=True
-    ):
-        if (gradient != 0).any():
+    loss, tensors = _loss(step, False), list(others.values())
+    direct = _gradients(loss, tensors)
+    if step.c.requires_grad:  # in a loop: what the step before contributed does not count
+        (of_c,) = _gradients(loss, [step.c])
+        earlier = _gradients((of_c * step.c).sum(), tensors)
+        direct = [a - b for a, b in zip(direct, earlier, strict=True)]
+    for (name, tensor), gradient in zip(others.items(), direct, strict=True):
+        if gradient.abs().max() > 1e-12:
             _place(name, tensor, gradient, step, gates)
     for gate in gates:
         for name, rows in gate.biases:

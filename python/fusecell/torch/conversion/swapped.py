@@ -39,14 +39,14 @@ def swapped_class(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def _blank(original: type[nn.Module]) -> nn.Module:
-    fused = swapped_class(original)
+    fused: type[nn.Module] = swapped_class(original)  # type: ignore[arg-type] # mypy doubts that classes are hashable
     return fused.__new__(fused)
 
 
 def swap(module: nn.Module, plan: Plan) -> None:
     """From now on `module` computes its forward by `plan`."""
     if not is_swapped(module):
-        module.__class__ = swapped_class(type(module))
+        module.__class__ = swapped_class(type(module))  # type: ignore[arg-type]
     module.__dict__[PLAN] = plan
 
 

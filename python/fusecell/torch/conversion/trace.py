@@ -133,6 +133,7 @@ class Trace:
     norms: list[str] = field(default_factory=list)
     dropouts: list[str] = field(default_factory=list)
     transposed: bool = False
+    between: list[list[Tensor]] = field(default_factory=list)  # all tensors made between one convolution and the next
 
 
 class Recorder(TorchFunctionMode):
@@ -155,12 +156,15 @@ class Recorder(TorchFunctionMode):
             self.trace.dropouts.append(name)
         if func in OTHER_CONVOLUTIONS:
             self.trace.transposed = True
-        if func not in CONVOLUTIONS:
-            return func(*args, **kwargs)
         output = func(*args, **kwargs)
-        if self.cut:
-            output = output.detach().requires_grad_()
-        self.trace.convolutions.append(_convolution(output, *args, **kwargs))
+        if func in CONVOLUTIONS:
+            if self.cut:
+                output = output.detach().requires_grad_()
+            self.trace.convolutions.append(_convolution(output, *args, **kwargs))
+            self.trace.between.append([])
+        elif self.trace.between:
+            made = output if isinstance(output, (tuple, list)) else (output,)
+            self.trace.between[-1] += [t for t in made if isinstance(t, Tensor)]
         return output
 
 

@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from .cells import CellPlan, recognise
+from .loops import recognise_loop, recognise_sequence
 from .report import Kept, Replaced, Report
+from .sequences import SequencePlan
 from .swapped import is_swapped, swap
 from .trace import Refused, named_tensors
 
@@ -28,31 +30,49 @@ def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose
     """
     report = Report()
     for name, module in reversed(list(model.named_modules())):
-        kind = type(module).__name__
-        if is_swapped(module) or type(module).__module__.startswith("fusecell."):
-            report.kept.insert(0, Kept(name, kind, "computed by fusecell already"))
-            continue
-        if not _candidate(module):
-            continue
-        try:
-            _refuse_hooks(module)
-            plan = recognise(module)
-        except Refused as reason:
-            if reason.depth >= TELLING or "lstm" in kind.lower():
-                report.kept.insert(0, Kept(name, kind, str(reason)))
-            continue
-        swap(module, plan)
-        report.replaced.insert(0, Replaced(name, kind, "cell", _notes(module, plan)))
+        entry = _converted(name, module)
+        if isinstance(entry, Replaced):
+            report.replaced.insert(0, entry)
+        elif entry is not None:
+            report.kept.insert(0, entry)
     if verbose:
         print(report)
     return report
 
 
-def _candidate(module: nn.Module) -> bool:
-    """Whether a module may be a cell: somebody's own class, with kernels, and no converted module inside."""
-    if type(module).__module__.startswith("torch.nn.") or any(is_swapped(m) for m in module.modules()):
-        return False
-    return any(t.dim() in (3, 4) for t in named_tensors(module).values())
+def _converted(name: str, module: nn.Module) -> Replaced | Kept | None:
+    """Convert one module, if it is a ConvLSTM; None for what does not look like one."""
+    kind = type(module).__name__
+    if is_swapped(module) or type(module).__module__.startswith("fusecell."):
+        return Kept(name, kind, "computed by fusecell already")
+    if type(module).__module__.startswith("torch.nn."):
+        return None
+    looping = any(is_swapped(m) for m in module.modules())
+    try:
+        if looping:
+            swap(module, recognise_sequence(module))
+            return Replaced(name, kind, "sequence")
+        _refuse_hooks(module)
+        plan = _cell_or_loop(module)
+    except Refused as reason:
+        if looping:
+            return Kept(name, kind, f"cells fused; the loop over time stays: {reason}") if reason.depth else None
+        return Kept(name, kind, str(reason)) if reason.depth >= TELLING or "lstm" in kind.lower() else None
+    swap(module, plan)
+    return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", _notes(module, plan))
+
+
+def _cell_or_loop(module: nn.Module) -> CellPlan | SequencePlan:
+    """Raises Refused with the reason of the attempt that got further."""
+    if not any(t.dim() in (3, 4) for t in named_tensors(module).values()):
+        raise Refused("it has no kernels", 0)
+    try:
+        return recognise(module)
+    except Refused as cell:
+        try:
+            return recognise_loop(module)
+        except Refused as loop:
+            raise max(cell, loop, key=lambda reason: reason.depth) from None
 
 
 def _refuse_hooks(module: nn.Module) -> None:
@@ -62,12 +82,13 @@ def _refuse_hooks(module: nn.Module) -> None:
             raise Refused(f"hooks on {name}, which a fused step would not run", 9)
 
 
-def _notes(module: nn.Module, plan: CellPlan) -> tuple[str, ...]:
-    tensors = plan.recipe.tensors
+def _notes(module: nn.Module, plan: CellPlan | SequencePlan) -> tuple[str, ...]:
+    tensors = plan.recipe.tensors if isinstance(plan, CellPlan) else plan.layers[0].recipe.tensors
     dead = [name for name, _ in module.named_parameters() if name not in tensors]
     notes = []
-    if plan.plain:
-        notes.append(f"no parameters, so never trained: {', '.join(plan.plain)}")
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    if plain := sorted(tensors - parameters):
+        notes.append(f"no parameters, so never trained: {', '.join(plain)}")
     if dead:
         notes.append(f"never used: {', '.join(dead)}")
     return tuple(notes)
