@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from ..plain import _phi, _sigma
+from .. import plain
 from .geometry import Source
 from .trace import Refused, random_tensor
 
@@ -233,14 +233,14 @@ def _agree(a: Tensor, b: Tensor) -> bool:
 def _explanations_of_c(step: Step, i: Gate, f: Gate, g: Gate, sigma: str) -> Iterator[tuple[str, float, float]]:
     """(phi, slope, constant of the forget gate) that make the new cell state."""
     c, new_c = step.c.detach(), step.new_c.detach()
-    gate_i, z_f, z_g = _sigma(_sum(i, step, c), sigma), _sum(f, step, c), _sum(g, step, c)
+    gate_i, z_f, z_g = plain.sigma(_sum(i, step, c), sigma), _sum(f, step, c), _sum(g, step, c)
     for phi in PHI:
-        slope = _slope((new_c - _sigma(z_f, sigma) * c) / gate_i, z_g) if phi == "leaky_relu" else 0.01
+        slope = _slope((new_c - plain.sigma(z_f, sigma) * c) / gate_i, z_g) if phi == "leaky_relu" else 0.01
         if slope is None:
             continue
-        new = gate_i * _phi(z_g, phi, slope, 0.0)
+        new = gate_i * plain.phi(z_g, phi, slope)
         forget = _constant((new_c - new) / c, z_f, sigma)
-        if forget is not None and _agree(_sigma(z_f + forget, sigma) * c + new, new_c):
+        if forget is not None and _agree(plain.sigma(z_f + forget, sigma) * c + new, new_c):
             yield phi, slope, forget
 
 
@@ -255,7 +255,7 @@ def _slope(g: Tensor, z: Tensor) -> float | None:
 
 def _constant(f: Tensor, z: Tensor, sigma: str) -> float | None:
     """k with f = sigma(z + k), the same everywhere; None if there is none."""
-    if _agree(f, _sigma(z, sigma)):
+    if _agree(f, plain.sigma(z, sigma)):
         return 0.0
     inside = (f > 1e-6) & (f < 1 - 1e-6)
     inverse = {
@@ -273,11 +273,11 @@ def _check_h(step: Step, o: Gate, sigma: str, phi: str, slope: float) -> None:
     """Raises Refused unless h = o phi(c)."""
     new_c, new_h = step.new_c.detach(), step.new_h.detach()
     gate = _sum(o, step, new_c)
-    expected = _sigma(gate, sigma) * _phi(new_c, phi, slope, 0.0)
+    expected = plain.sigma(gate, sigma) * plain.phi(new_c, phi, slope)
     if _agree(expected, new_h):
         return
     for other in PHI:
-        if _agree(_sigma(gate, sigma) * _phi(new_c, other, slope, 0.0), new_h):
+        if _agree(plain.sigma(gate, sigma) * plain.phi(new_c, other, slope), new_h):
             raise Refused(f"the activation of g is {phi}, that of the cell state {other}: expected one for both", 9)
     difference = float((expected - new_h).abs().max())
     raise Refused(f"h is not o {phi}(c): the largest difference is {difference:.3g}", 9)
