@@ -6,16 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import plain
+from ..functional import State
+from ..functional import conv_lstm as _conv_lstm
 from .recipe import Recipe
-
-State = tuple[Tensor, Tensor]
-
-
-def _conv_lstm(x: Tensor, *, hx: State | None, **options: Any) -> tuple[Tensor, State]:
-    h_0, c_0 = (None, None) if hx is None else hx
-    y, h, c = plain.conv_lstm(x, h_0=h_0, c_0=c_0, **options)
-    return y, (h, c)
 
 
 def conv_lstm(
