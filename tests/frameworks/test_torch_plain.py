@@ -137,7 +137,7 @@ def test_sixteen_bits_keep_the_cell_state_in_float32(dtype):
     wide, _, wide_c = plain.conv_lstm(*(a.float() for a in problem(dtype=dtype)))
     assert torch.allclose(y.float(), wide, atol=0.02)
     assert torch.allclose(c, wide_c, atol=0.02)
-    assert plain.conv_lstm(*problem(dtype=dtype), state_dtype=dtype)[2].dtype == dtype
+    assert plain.conv_lstm(*problem(dtype=dtype), state_dtype="input")[2].dtype == dtype
 
 
 def test_unknown_names_are_refused():

@@ -17,19 +17,21 @@ Source: Shi et al. 2015, "Convolutional LSTM Network: A Machine Learning Approac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Pair = int | tuple[int, int]
 Padding = str | int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 State = tuple[Tensor, Tensor]
+Sides = tuple[tuple[int, int], tuple[int, int]]
 
 
 # ------------------------------------------------------------------------------------------------ activations
-def _sigma(x: Tensor, name: str) -> Tensor:
+def sigma(x: Tensor, name: str) -> Tensor:
+    """The gates' activation: sigmoid, hard_sigmoid (torch, Keras 3) or hard_sigmoid_keras2. Raises ValueError."""
     if name == "sigmoid":
         return torch.sigmoid(x)
     if name == "hard_sigmoid":
@@ -44,7 +46,8 @@ def _softsign(x: Tensor) -> Tensor:
     return torch.where(infinite, x.sign(), F.softsign(x.masked_fill(infinite, 0.0)))
 
 
-def _phi(x: Tensor, name: str, slope: float, relu_at_zero: float) -> Tensor:
+def phi(x: Tensor, name: str, slope: float = 0.01, relu_at_zero: float = 0.0) -> Tensor:
+    """The activation of g and c; relu_at_zero is relu's derivative at exactly 0. Raises ValueError."""
     if name == "tanh":
         return torch.tanh(x)
     if name == "relu":
@@ -113,12 +116,12 @@ def lstm_gates(
     z_i, z_f, z_g, z_o = torch.chunk(z.to(c.dtype), 4, dim=1)
     b_i, b_f, b_g, b_o = _blocks(bias, 4, z)
     p_i, p_f, p_o = _blocks(peephole, 3, z)
-    i = _sigma(_add(_add(z_i, b_i), p_i, c), recurrent_activation)
-    f = _sigma(_add(_add(z_f, b_f), p_f, c), recurrent_activation)
-    g = _phi(_add(z_g, b_g), activation, slope, relu_at_zero)
+    i = sigma(_add(_add(z_i, b_i), p_i, c), recurrent_activation)
+    f = sigma(_add(_add(z_f, b_f), p_f, c), recurrent_activation)
+    g = phi(_add(z_g, b_g), activation, slope, relu_at_zero)
     new_c = f * c + i * g
-    o = _sigma(_add(_add(z_o, b_o), p_o, new_c), recurrent_activation)
-    new_h = o * _phi(new_c, activation, slope, relu_at_zero)
+    o = sigma(_add(_add(z_o, b_o), p_o, new_c), recurrent_activation)
+    new_h = o * phi(new_c, activation, slope, relu_at_zero)
     new_h = _keep(h, new_h, zoneout_h, zoneout_mask_h)
     return new_h.to(z.dtype), _keep(c, new_c, zoneout_c, zoneout_mask_c)
 
@@ -130,7 +133,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _sides(
     size: Sequence[int], kernel: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int], padding: Padding
-) -> tuple[tuple[int, int], tuple[int, int]]:
+) -> Sides:
     """The zeros before and after each axis; "same" as Keras: ceil(size / stride) outputs, the odd zero behind."""
     if padding == "same":
         reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -144,12 +147,16 @@ def _sides(
     return _pair(rows), _pair(columns)
 
 
+def _size(
+    size: Sequence[int], kernel: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int], sides: Sides
+) -> list[int]:
+    """The size of a convolution's output."""
+    axes = zip(size, kernel, stride, dilation, sides, strict=True)
+    return [(n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, d, (low, high) in axes]
+
+
 def _conv(
-    x: Tensor,
-    weight: Tensor,
-    sides: tuple[tuple[int, int], tuple[int, int]],
-    stride: tuple[int, int] = (1, 1),
-    dilation: tuple[int, int] = (1, 1),
+    x: Tensor, weight: Tensor, sides: Sides, stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1)
 ) -> Tensor:
     (top, bottom), (left, right) = sides
     if top == bottom and left == right:  # saves a padded copy
@@ -181,7 +188,7 @@ def conv_lstm(
     zoneout_mask_h: Tensor | None = None,
     zoneout_mask_c: Tensor | None = None,
     dropout_mask: Tensor | None = None,
-    state_dtype: torch.dtype | None = None,
+    state_dtype: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A ConvLSTM over a sequence, from the state (h_0, c_0), zero where absent.
 
@@ -193,23 +200,19 @@ def conv_lstm(
     truncation k > 0 detaches the state that enters the direction's steps k, 2k, ...
     zoneout keeps the rates' share of the old state, or what masks [T, B, C, H, W] say; dropout_mask [B, C, H, W]
     multiplies h' in the recurrent convolution alone.
-    state_dtype: the dtype of c; float32 for 16-bit x, else that of x.
+    state_dtype: "input" for c in x's dtype; by default it is float32 beside an x of 16 bits.
 
-    Returns y [T, B, C, H, W], 0 where no step takes place, and h_n, c_n [B, C, H, W]. Raises ValueError for unknown names.
+    Returns y [T, B, C, H, W], 0 where no step takes place, and h_n, c_n [B, C, H, W]. Raises ValueError.
     """
     T, B = x.shape[:2]
     stride, dilation = _pair(stride), _pair(dilation)
     kernel, recurrent_kernel = weight_ih.shape[2:], weight_hh.shape[2:]
     sides = _sides(x.shape[3:], kernel, stride, dilation, padding)
     around = _sides(recurrent_kernel, recurrent_kernel, (1, 1), (1, 1), "same")
-    size = [
-        (n + low + high - d * (k - 1) - 1) // s + 1
-        for n, (low, high), k, d, s in zip(x.shape[3:], sides, kernel, dilation, stride, strict=True)
-    ]
-    if state_dtype is None:
-        state_dtype = torch.promote_types(x.dtype, torch.float32)
+    size = _size(x.shape[3:], kernel, stride, dilation, sides)
+    wide = x.dtype if state_dtype == "input" else torch.promote_types(x.dtype, torch.float32)
     h = x.new_zeros(B, weight_hh.shape[1], *size) if h_0 is None else h_0
-    c = torch.zeros_like(h, dtype=state_dtype) if c_0 is None else c_0.to(state_dtype)
+    c = torch.zeros_like(h, dtype=wide) if c_0 is None else c_0.to(wide)
     if lengths is not None:
         lengths = torch.as_tensor(lengths, device=x.device).view(B, 1, 1, 1)
 
@@ -240,3 +243,192 @@ def _where(active: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 
 def _or_zeros(active: Tensor | None, a: Tensor) -> Tensor:
     return a if active is None else torch.where(active, a, torch.zeros_like(a))
+
+
+# ---------------------------------------------------------------------------------------------------- modules
+class _Cells(nn.Module):
+    """The options of the cell, under the names that fusecell.torch's modules have, and each cell's parameters."""
+
+    spatial = 2
+    stride: Any
+    dilation: Any
+    padding: Any
+    recurrent_dropout: float
+    zoneout: tuple[float, float]
+    usual: ClassVar[dict[str, Any]] = {
+        "input_kernel_size": None, "stride": 1, "dilation": 1, "padding": "same", "bias": True, "peephole": None,
+        "image_size": None, "activation": "tanh", "recurrent_activation": "sigmoid", "slope": 0.01,
+        "relu_at_zero": 0.0, "recurrent_dropout": 0.0, "zoneout": (0.0, 0.0), "recompute": False, "state_dtype": None,
+    }  # fmt: skip
+
+    def __init__(self, in_channels: int, hidden_channels: int, kernel_size: Any, options: dict[str, Any]) -> None:
+        super().__init__()
+        if unknown := sorted(set(options) - set(self.usual)):
+            raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
+        options = {**self.usual, **options}
+        forms = {True: "channel", False: None, None: None, "channel": "channel", "pixel": "pixel"}
+        self.bias_form, self.peephole_form = forms[options.pop("bias")], forms[options.pop("peephole")]
+        self.in_channels, self.hidden_channels = in_channels, hidden_channels
+        self.kernel_size = self._sizes(kernel_size)
+        self.input_kernel_size = self._sizes(options.pop("input_kernel_size") or kernel_size)
+        self.image_size = None if options["image_size"] is None else self._sizes(options["image_size"])
+        del options["image_size"]
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def _sizes(self, value: Any) -> tuple[int, ...]:
+        return (value,) * self.spatial if isinstance(value, int) else tuple(value)
+
+    def _add_cell(self, suffix: str, in_channels: int, kernel: tuple[int, ...], factory: dict[str, Any]) -> None:
+        rows, channels, size = 4 * self.hidden_channels, self.hidden_channels, self.image_size or ()
+        per = {None: None, "channel": (), "pixel": size}
+        bias, peephole = per[self.bias_form], per[self.peephole_form]
+        shapes = {
+            "weight_ih": (rows, in_channels, *kernel),
+            "weight_hh": (rows, channels, *self.kernel_size),
+            "bias": None if bias is None else (rows, *bias),
+            "peephole": None if peephole is None else (3 * channels, *peephole),
+        }
+        bound = (channels * max(1, self.kernel_size[0] * self.kernel_size[-1])) ** -0.5
+        for name, shape in shapes.items():
+            values = None if shape is None else nn.Parameter(torch.empty(shape, **factory))
+            self.register_parameter(f"{name}{suffix}", values)
+            if values is not None and name.startswith("weight"):
+                nn.init.uniform_(values, -bound, bound)
+            elif values is not None:
+                nn.init.zeros_(values)
+
+    def _cell(self, suffix: str, x: Tensor, hx: State | None, first: bool, **options: Any) -> tuple[Tensor, State]:
+        """One cell over x [T, B, Cin, H, W]; first: its input convolution has the module's stride, dilation, padding."""
+        own = (getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias", "peephole"))
+        rows = self.spatial == 1  # as images of height 1
+        weight_ih, weight_hh, bias, peephole = (
+            w.unsqueeze(-2) if rows and w is not None and w.dim() > 1 else w for w in own
+        )
+        named = ("activation", "recurrent_activation", "slope", "relu_at_zero", "state_dtype")
+        options |= {name: getattr(self, name) for name in named}
+        options |= self._convolution() if first else {}
+        h, c = (None, None) if hx is None else hx
+        if self.training:
+            options |= self._masks(x, weight_ih.shape[2:], options)
+        elif any(self.zoneout):
+            options |= {"zoneout_h": self.zoneout[0], "zoneout_c": self.zoneout[1]}
+        y, h_n, c_n = conv_lstm(x, weight_ih, weight_hh, bias, peephole, h, c, **options)
+        return y, (h_n, c_n)
+
+    def _convolution(self) -> dict[str, Any]:
+        if self.spatial == 2:
+            return {"stride": self.stride, "dilation": self.dilation, "padding": self.padding}
+        stride, dilation = self._sizes(self.stride)[0], self._sizes(self.dilation)[0]
+        padding = self.padding if isinstance(self.padding, str) else (0, self.padding)
+        return {"stride": (1, stride), "dilation": (1, dilation), "padding": padding}
+
+    def _masks(self, x: Tensor, kernel: Sequence[int], options: dict[str, Any]) -> dict[str, Tensor]:
+        """Drawn from torch's generator: recurrent dropout, one for all steps, and zoneout of h and c."""
+        stride, dilation = _pair(options.get("stride", 1)), _pair(options.get("dilation", 1))
+        sides = _sides(x.shape[3:], kernel, stride, dilation, options.get("padding", "same"))
+        state = (x.shape[1], self.hidden_channels, *_size(x.shape[3:], kernel, stride, dilation, sides))
+        drawn = {}
+        if self.recurrent_dropout:
+            kept = 1.0 - self.recurrent_dropout
+            drawn["dropout_mask"] = torch.bernoulli(x.new_full(state, kept)) / kept
+        for name, rate in zip("hc", self.zoneout, strict=True):
+            if rate:
+                drawn[f"zoneout_mask_{name}"] = torch.bernoulli(x.new_full((x.shape[0], *state), rate))
+        return drawn
+
+
+class ConvLSTM2d(_Cells):
+    """`fusecell.torch.ConvLSTM2d` without fusecell: the same arguments, parameters and state_dict.
+
+    forward(input [T, B, Cin, H, W], hx=None, lengths=None) -> output [T, B, D * C, H', W'], (h_n, c_n), each
+    [num_layers * D, B, C, H', W'], D = 2 if bidirectional, else 1; batch before time if batch_first; without the
+    batch if input has none. dropout: on the outputs of every layer but the last, each element of its own.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        kernel_size: Any,
+        num_layers: int = 1,
+        bias: bool | str | None = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        truncation: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_channels, hidden_channels, kernel_size, {"bias": bias, **options})
+        self.num_layers, self.batch_first, self.dropout = num_layers, batch_first, dropout
+        self.bidirectional, self.truncation = bidirectional, truncation
+        directions = ("", "_reverse") if bidirectional else ("",)
+        self._suffixes = [[f"_l{layer}{direction}" for direction in directions] for layer in range(num_layers)]
+        for layer, suffixes in enumerate(self._suffixes):
+            channels = len(directions) * hidden_channels if layer else in_channels
+            for suffix in suffixes:
+                kernel = self.kernel_size if layer else self.input_kernel_size
+                self._add_cell(suffix, channels, kernel, {"device": device, "dtype": dtype})
+
+    def forward(
+        self, input: Tensor, hx: State | None = None, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[Tensor, State]:
+        """Run the stack; see the class."""
+        time, batch = (1, 0) if self.batch_first else (0, 1)
+        if input.dim() == self.spatial + 2:
+            hx = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            y, (h, c) = self.forward(input.unsqueeze(batch), hx, lengths)
+            return y.squeeze(batch), (h.squeeze(1), c.squeeze(1))
+        x = input.movedim(time, 0)
+        if self.spatial == 1:  # a row is an image of height 1
+            x = x.unsqueeze(-2)
+            hx = None if hx is None else (hx[0].unsqueeze(-2), hx[1].unsqueeze(-2))
+        states: list[State] = []
+        for layer, suffixes in enumerate(self._suffixes):
+            if layer and self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
+            outputs = []
+            for reverse, suffix in enumerate(suffixes):
+                start = None if hx is None else (hx[0][len(states)], hx[1][len(states)])
+                y, state = self._cell(
+                    suffix, x, start, layer == 0, lengths=lengths, reverse=bool(reverse), truncation=self.truncation
+                )
+                outputs.append(y)
+                states.append(state)
+            x = torch.cat(outputs, 2)
+        x, h_n, c_n = x.movedim(0, time), torch.stack([h for h, _ in states]), torch.stack([c for _, c in states])
+        return (x, (h_n, c_n)) if self.spatial == 2 else (x.squeeze(-2), (h_n.squeeze(-2), c_n.squeeze(-2)))
+
+
+class ConvLSTM1d(ConvLSTM2d):
+    """`fusecell.torch.ConvLSTM1d` without fusecell: input [T, B, Cin, L], weight_ih_l0 [4C, Cin, k]."""
+
+    spatial = 1
+
+
+class ConvLSTMCell2d(_Cells):
+    """`fusecell.torch.ConvLSTMCell2d` without fusecell: forward(input [B, Cin, H, W], (h, c)) -> (h, c)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        kernel_size: Any,
+        bias: bool | str | None = True,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_channels, hidden_channels, kernel_size, {"bias": bias, **options})
+        self._add_cell("", in_channels, self.input_kernel_size, {"device": device, "dtype": dtype})
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """One step; input and state may both be without the batch."""
+        if input.dim() == 3:
+            h, c = self.forward(input.unsqueeze(0), None if hx is None else (hx[0].unsqueeze(0), hx[1].unsqueeze(0)))
+            return h.squeeze(0), c.squeeze(0)
+        return self._cell("", input.unsqueeze(0), hx, True)[1]

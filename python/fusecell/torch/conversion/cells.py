@@ -1,0 +1,277 @@
+"""Cells: recognised by structure, checked by a numeric probe, computed by the fused step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import probe
+from .calls import Arguments, Leaf, conventions, leaves, rebuild
+from .fused import conv_lstm_step, hooked
+from .gates import Formula, Rows, Step, formula_of, gates_of, place_vectors
+from .geometry import convolution_options, embedding, sources
+from .recipe import Block, Recipe, Sums
+from .swapped import swap
+from .trace import Recorder, Refused, named_tensors, random_tensor, sandbox, undisturbed
+
+DEFAULT_SIZES = ((6, 5), (4, 7))
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """forward(x, state) of a cell, as one fused step."""
+
+    recipe: Recipe
+    arguments: Arguments
+    output: Any  # a nest with a Leaf("h") or Leaf("c") in each place
+    starts_at_zero: bool  # whether a call without a state starts from zeros
+    plain: tuple[str, ...]  # tensors that are no parameters, and may be missing
+    image: tuple[int, ...]  # a size of x with which it was proven
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The forward's output; None for a call of another form, which the module's own forward takes."""
+        bound = self.arguments.bind(args, kwargs)
+        if bound is None or not self._takes(module, *bound):
+            return None
+        x, h, c = bound
+        new = conv_lstm_step(self.recipe, module, x, None if h is None else (h, c))
+        return rebuild(self.output, lambda leaf: new[leaf.value] if isinstance(leaf, Leaf) else leaf)
+
+    def state_of(self, output: Any) -> tuple[Tensor, Tensor]:
+        """The (h, c) in an output of this plan."""
+        found = {p.value: y for p, y in zip(leaves(self.output), leaves(output), strict=True) if isinstance(p, Leaf)}
+        return found["h"], found["c"]
+
+    def _takes(self, module: nn.Module, x: Tensor, h: Tensor | None, c: Tensor | None) -> bool:
+        if hooked(module) or not all(isinstance(attrgetter(name)(module), Tensor) for name in self.plain):
+            return False
+        if h is None or c is None:
+            return self.starts_at_zero and x.dim() == self.recipe.axes + 2
+        state = (x.shape[0], self.recipe.channels)
+        if x.dim() != self.recipe.axes + 2 or h.dim() != x.dim() or h.shape != c.shape or h.shape[:2] != state:
+            return False
+        return x.dtype == h.dtype == c.dtype or torch.is_autocast_enabled(x.device.type)
+
+
+# -------------------------------------------------------------------------------------------------- the sizes
+@dataclass(frozen=True)
+class Sizes:
+    """What to try a module with: channels of x and of the state, and sizes of the image."""
+
+    inputs: int
+    channels: int
+    images: tuple[tuple[int, ...], ...]
+
+
+def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Sizes]:
+    """The sizes that the module's tensors allow, likeliest first; `seen`: the shape of an x it was called with."""
+    for axes, kind in ((2, nn.Conv2d), (1, nn.Conv1d)):
+        modules = {(m.out_channels, m.in_channels) for m in module.modules() if isinstance(m, kind)}
+        raw = {tuple(t.shape[:2]) for t in named_tensors(module).values() if t.dim() == axes + 2 and t.shape[0] > 1}
+        pool = modules | raw
+        pairs = {
+            (inputs, channels)
+            for rows, _ in pool
+            for blocks in (4, 1, 3, 2)
+            if rows % blocks == 0
+            for channels in (rows // blocks,)
+            for inputs in _inputs(pool, channels)
+        }
+        for inputs, channels in sorted(pairs, key=lambda p: _unlikely(pool, *p)):
+            if seen is None or (seen[1] == inputs and len(seen) == axes + 2):
+                yield Sizes(inputs, channels, _images(module, axes, channels, seen))
+
+
+def _inputs(pool: set[tuple[int, int]], channels: int) -> set[int]:
+    rows = {channels * n for n in (1, 2, 3, 4)}
+    wide = {columns - channels for r, columns in pool if r in rows and columns > channels}
+    beside = {columns for r, columns in pool if r in rows} if any(c == channels for _, c in pool) else set()
+    return wide | beside
+
+
+def _unlikely(pool: set[tuple[int, int]], inputs: int, channels: int) -> tuple[bool, int]:
+    whole = (4 * channels, inputs + channels) in pool or {(4 * channels, inputs), (4 * channels, channels)} <= pool
+    return not whole, -channels
+
+
+def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
+    if seen is not None:
+        return (seen[2:],)
+    per_pixel = [
+        tuple(t.shape[-axes:])
+        for t in named_tensors(module).values()
+        if t.dim() in (axes + 1, axes + 2) and t.shape[-axes - 1] % channels == 0 and min(t.shape[-axes:]) > 1
+    ]
+    attributes = [
+        tuple(value)
+        for value in vars(module).values()
+        if isinstance(value, (tuple, list)) and len(value) == axes and all(isinstance(v, int) and v > 1 for v in value)
+    ]
+    default = tuple(size[2 - axes :] for size in DEFAULT_SIZES)
+    return (*default[:1], *dict.fromkeys([*per_pixel, *attributes]), *default[1:])
+
+
+# ---------------------------------------------------------------------------------------------- recognition
+def recognise(module: nn.Module, seen: tuple[int, ...] | None = None) -> CellPlan:
+    """The plan of a cell. Raises Refused with the reason of the attempt that got furthest."""
+    deepest = Refused("it could not be called with x, h and c", 0)
+    with undisturbed():
+        twin = sandbox(module)
+        for size in sizes(module, seen):
+            for arguments, image in product(conventions(module), size.images):
+                try:
+                    plan = _attempt(twin, arguments, size, image)
+                    return _proven(module, plan, size, image)
+                except Refused as reason:
+                    if reason.depth > deepest.depth:
+                        deepest = reason
+    raise deepest
+
+
+def _attempt(twin: nn.Module, arguments: Arguments, size: Sizes, image: tuple[int, ...]) -> CellPlan:
+    device = next((t.device for t in twin.parameters()), None)
+    x = random_tensor(2, size.inputs, *image, seed=1, device=device)
+    output, recorder, states = _call(twin, arguments, x, size.channels)
+    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+    distinct = _distinct(tensors)
+    if len(distinct) != 2 or any(t.shape != states[0].shape for t in distinct):
+        raise Refused(f"its output holds {len(distinct)} different tensors, expected h and c", 1)
+    deepest = Refused("", -1)
+    for h_first, (new_h, new_c) in product((True, False), (distinct, distinct[::-1])):
+        h, c = states if h_first else states[::-1]
+        try:
+            found = sources(recorder.trace, twin, x, h)
+            options = convolution_options(found, size.inputs)
+            zeros = embedding(found)
+            step = Step(c, new_h, new_c, found, named_tensors(twin))
+            gates = gates_of(step)
+            place_vectors(step, gates)
+            formula = formula_of(step, gates)
+        except Refused as reason:
+            deepest = reason if reason.depth > deepest.depth else deepest
+            continue
+        recipe = recipe_of(formula, step, size, options, zeros)
+        parts = rebuild(output, lambda leaf, h=new_h: _leaf(leaf, h))
+        plain = tuple(sorted(n for n in recipe.tensors if not isinstance(attrgetter(n)(twin), nn.Parameter)))
+        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, plain, image)
+    raise deepest
+
+
+def _leaf(leaf: Any, new_h: Tensor) -> Any:
+    return Leaf("h" if torch.equal(leaf, new_h) else "c") if isinstance(leaf, Tensor) else leaf
+
+
+def _distinct(tensors: list[Tensor]) -> list[Tensor]:
+    distinct: list[Tensor] = []
+    for tensor in tensors:
+        if not any(tensor.shape == other.shape and torch.equal(tensor, other) for other in distinct):
+            distinct.append(tensor)
+    return distinct
+
+
+def _call(
+    twin: nn.Module, arguments: Arguments, x: Tensor, channels: int
+) -> tuple[Any, Recorder, tuple[Tensor, Tensor]]:
+    """Run the twin's forward, at first with a state of x's size, then of the size that its convolution of x gives."""
+    image = tuple(x.shape[2:])
+    for _ in range(2):
+        states = tuple(random_tensor(x.shape[0], channels, *image, seed=s, device=x.device) for s in (2, 3))
+        recorder = Recorder(cut=True)
+        try:
+            with recorder:
+                return twin.forward(**arguments.arrange(x, *states)), recorder, states  # type: ignore[return-value]
+        except Exception as error:  # a stranger's code may raise anything
+            reason = f"its forward raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            smaller = {tuple(c.output.shape[2:]) for c in recorder.trace.convolutions if c.x.shape[1] == x.shape[1]}
+            if len(smaller) != 1 or smaller == {image}:
+                break
+            image = smaller.pop()
+    raise Refused(reason, 0)
+
+
+def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any], zeros: Any) -> Recipe:
+    """The recipe of a step that the formula explains; zeros: the embedding of the recurrent weight."""
+    axes = step.c.dim() - 2
+    gates = formula.gates
+
+    def weights(operand: str) -> Sums:
+        return tuple(
+            tuple(
+                Block(source.weight, rows.start, rows.step, columns)
+                for source, rows in gate.rows
+                if (columns := source.columns(operand, size.inputs, size.channels))
+            )
+            for gate in gates
+        )
+
+    def vector(name: str, rows: Rows) -> Block:
+        tensor = step.tensors[name]
+        return Block(name, rows.start, rows.step, batched=tensor.dim() == axes + 2)
+
+    bias = tuple(
+        (
+            *(Block(source.bias, rows.start, rows.step) for source, rows in gate.rows if source.bias),
+            *(vector(*at) for at in gate.biases),
+        )
+        for gate in gates
+    )
+    i, f, _, o = gates
+    activations = {
+        "recurrent_activation": formula.recurrent_activation,
+        "activation": formula.activation,
+        "slope": formula.slope,
+    }
+    weight_ih, weight_hh = weights("x"), weights("h")
+    if not all(weight_ih) or not all(weight_hh):
+        raise Refused("a gate without a convolution of x, or of h", 9)
+    return Recipe(
+        channels=size.channels,
+        axes=axes,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias=bias,
+        constants=(0.0, formula.forget, 0.0, 0.0),
+        peephole=tuple(tuple(vector(*at) for at in gate.peepholes) for gate in (i, f, o)),
+        embedding=zeros,
+        options=tuple({**options, **activations}.items()),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- the proof
+def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ...]) -> CellPlan:
+    """The plan, if a copy that computes by it agrees with an untouched copy. Raises Refused."""
+    original, converted = probe.twins(module, plan)
+    for batch, pixels in ((2, image), (1, tuple(n + 1 + a for a, n in enumerate(image)))):
+        shapes = (batch, size.inputs, *pixels), (batch, size.channels, *_state_image(plan, original, size, pixels))
+        run = probe.steps(plan.arguments, plan.output, shapes)
+        if pixels != image and not _runs(original, run):
+            continue  # a peephole per pixel knows one size
+        probe.agree(original, converted, run)
+    assuming = replace(plan, starts_at_zero=True)
+    swap(converted, assuming)
+    zero = probe.starts_at_zero(original, converted, plan.arguments, (2, size.inputs, *image))
+    return assuming if zero else plan
+
+
+def _runs(original: nn.Module, run: probe.Run) -> bool:
+    try:
+        run(original)
+    except Exception:  # a stranger's code may raise anything
+        return False
+    return True
+
+
+def _state_image(plan: CellPlan, module: nn.Module, size: Sizes, pixels: tuple[int, ...]) -> tuple[int, ...]:
+    """The state's size for an image of `pixels`, by the input convolution."""
+    options = dict(plan.recipe.options)
+    kernel = plan.recipe.pack(module)["weight_ih"].shape[-plan.recipe.axes :]  # type: ignore[union-attr]
+    extents = zip(
+        pixels, kernel, *(options[n][2 - plan.recipe.axes :] for n in ("stride", "dilation", "padding")), strict=True
+    )
+    return tuple((n + sum(sides) - d * (k - 1) - 1) // s + 1 for n, k, s, d, sides in extents)
