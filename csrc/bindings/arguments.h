@@ -1,5 +1,6 @@
 #pragma once
-// From Python to the core: arrays come as (pointer, shape, dtype name), grouped by name in a dict; options likewise.
+// From Python to the core: arrays come as (pointer, shape, dtype name) or, where they need not be C-contiguous, with
+// their strides in elements as a fourth, grouped by name in a dict; options likewise.
 // Every key must be known, so that a misspelt argument is an error and not a default.
 
 #include <pybind11/pybind11.h>
@@ -16,15 +17,22 @@ namespace fusecell::bindings {
 
 namespace py = pybind11;
 
+inline Shape to_shape(const py::handle& object) {
+  Shape shape;
+  for (const auto& extent : object.cast<py::tuple>()) shape.push_back(extent.cast<int64_t>());
+  return shape;
+}
+
 inline Tensor to_tensor(const py::handle& object) {
   if (object.is_none()) return {};
   const auto fields = object.cast<py::tuple>();
   Tensor tensor;
   tensor.present = true;
   tensor.data = reinterpret_cast<void*>(fields[0].cast<uintptr_t>());
-  for (const auto& extent : fields[1].cast<py::tuple>()) tensor.shape.push_back(extent.cast<int64_t>());
+  tensor.shape = to_shape(fields[1]);
   tensor.dtype_given = fields[2].cast<std::string>();
   tensor.dtype = dtype_from_name(tensor.dtype_given);
+  if (fields.size() > 3) tensor.strides = to_shape(fields[3]);
   return tensor;
 }
 

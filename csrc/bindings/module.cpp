@@ -267,6 +267,7 @@ void bernoulli(const py::tuple& fields, double rate, uint64_t seed, uint64_t off
                const py::object& counter_fields, const py::tuple& launch_fields) {
   const Tensor out = to_tensor(fields), counter = to_tensor(counter_fields);
   if (out.dtype != DType::uint8) type_error("out", "dtype uint8", out.dtype_given);
+  expect_contiguous("out", out);
   expect_rate("rate", rate);
   if (counter.present) expect_one("offset", counter, DType::int64);
   const Launch launch = to_launch(launch_fields);

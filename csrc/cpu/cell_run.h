@@ -11,7 +11,7 @@ namespace {
 
 template <class S>
 struct OperandStorage {
-  S p[3][kCellRun], h[kCellRun], m_h[kCellRun], m_c[kCellRun];
+  S p[3][kCellRun], c[kCellRun], h[kCellRun], m_h[kCellRun], m_c[kCellRun];
 };
 
 template <class S>
@@ -36,6 +36,14 @@ FUSECELL_HD const S* mask_or_rate(const uint8_t* mask, S rate, S* storage, int64
 }
 
 template <class S>
+FUSECELL_HD const S* neighbours(const Pixels<const S>& pixels, S* storage, int64_t n) {
+  if (!pixels.data) return pixel_or_channel<S>(nullptr, S(0), storage, n);
+  if (pixels.stride == 1) return pixels.data;
+  for (int64_t i = 0; i < n; ++i) storage[i] = pixels.data[i * pixels.stride];
+  return storage;
+}
+
+template <class S>
 FUSECELL_HD OperandArrays<S> gather(const CellRun<S>& run, OperandStorage<S>& storage) {
   const S* p[3];
   for (int k = 0; k < 3; ++k) {
@@ -44,8 +52,8 @@ FUSECELL_HD OperandArrays<S> gather(const CellRun<S>& run, OperandStorage<S>& st
   return {p[0],
           p[1],
           p[2],
-          run.c,
-          pixel_or_channel(run.h, S(0), storage.h, run.n),
+          neighbours(run.c, storage.c, run.n),
+          neighbours(run.h, storage.h, run.n),
           mask_or_rate(run.zoneout_mask_h, run.zoneout_h, storage.m_h, run.n),
           mask_or_rate(run.zoneout_mask_c, run.zoneout_c, storage.m_c, run.n)};
 }
@@ -65,7 +73,7 @@ void cell_forward_with(const Act& act, const CellForwardRun<S>& run) {
   S z[4][kCellRun], unused[8][kCellRun];
   S* h_out = run.h_out ? run.h_out : unused[4];
   S* c_out = run.c_out ? run.c_out : unused[5];
-  S* y = run.y ? run.y : unused[6];
+  S* y = run.y.data && run.y.stride == 1 ? run.y.data : unused[6];
   S* c_saved = run.c_saved ? run.c_saved : unused[7];
   S* gates[4];
   for (int k = 0; k < 4; ++k) {
@@ -89,6 +97,7 @@ void cell_forward_with(const Act& act, const CellForwardRun<S>& run) {
     gate_g[i] = out.saved.g;
     gate_o[i] = out.saved.o;
   }
+  for (int64_t i = 0; run.y.data && run.y.stride != 1 && i < n; ++i) run.y.data[i * run.y.stride] = y[i];
 }
 
 template <class S>

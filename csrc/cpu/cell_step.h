@@ -13,6 +13,25 @@
 
 namespace fusecell::cpu {
 
+// n pixels from one place to another; what is absent is zero.
+template <class S>
+void copy_pixels(const Pixels<const S>& from, int64_t n, const Pixels<S>& to) {
+  if (from.data && from.stride == 1 && to.stride == 1) {
+    std::copy_n(from.data, n, to.data);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to.data[i * to.stride] = from.data ? from.data[i * from.stride] : S(0);
+  }
+}
+
+template <class S>
+void add_pixels(const Pixels<const S>& from, int64_t n, S* to) {
+  if (from.stride == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] += from.data[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] += from.data[i * from.stride];
+  }
+}
+
 // Copies a state or a gradient that may be absent (zero) to where it will be worked on.
 template <class S>
 void copy_or_zero(const Tensor& from, int64_t n, S* to) {
@@ -64,8 +83,8 @@ struct Cell {
   }
 
   // `masks` point at this sample and channel's pixel p, or are null.
-  void point(CellRun<S>& run, int64_t channel, int64_t p, int64_t n, const S* c, const S* h, const uint8_t* mask_h,
-             const uint8_t* mask_c) const {
+  void point(CellRun<S>& run, int64_t channel, int64_t p, int64_t n, const Pixels<const S>& c, const Pixels<const S>& h,
+             const uint8_t* mask_h, const uint8_t* mask_c) const {
     run.n = n;
     run.flags = flags;
     run.gate_kind = shape.gate_kind;
@@ -95,10 +114,10 @@ struct Cell {
 template <class S>
 struct BackwardStep {
   const S* gates;                                  // [B, 4C, P]
-  std::vector<const S*> c_before;                  // [B] of [C, P]
+  std::vector<Image<const S>> c_before;            // [B] of [C, P]
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P] or null
-  const S* dy;                                     // [B, C, P], joins dh; null if none
-  S *dh, *dc;                                      // [B, C, P]: of the step's outputs, then of its inputs
+  Frames<const S> dy;                              // [B, C, P], joins dh; null if none
+  Frames<S> dh, dc;                                // [B, C, P]: of the step's outputs, then of its inputs
   S* dz;                                           // [B, 4C, P]
   std::vector<uint8_t> active;                     // [B]; what is inactive is not touched
   bool detach = false;                             // the states before the step get no gradient
@@ -155,13 +174,11 @@ class CellGradients {
     const int64_t C = cell_.channels, P = cell_.pixels;
     const int64_t at = (b * C + channel) * P + p;
     CellBackwardRun<S> run{};
-    cell_.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)] + channel * P + p, nullptr,
+    cell_.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)].at(channel, p), {},
                 at_or_null(step.zoneout_mask_h, at), at_or_null(step.zoneout_mask_c, at));
-    run.dh = step.dh + at;
-    run.dc = step.dc + at;
-    if (step.dy) {
-      for (int64_t i = 0; i < n; ++i) run.dh[i] += step.dy[at + i];
-    }
+    run.dh = step.dh.image(b).at(channel, p).data;  // pixels that are neighbours
+    run.dc = step.dc.image(b).at(channel, p).data;
+    if (step.dy.data) add_pixels(step.dy.image(b).at(channel, p), n, run.dh);
     for (int64_t k = 0; k < 4; ++k) {
       const int64_t row = k * C + channel, at_gate = (b * 4 * C + row) * P + p;
       run.gates[k] = step.gates + at_gate;

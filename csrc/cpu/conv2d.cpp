@@ -61,9 +61,8 @@ void forward(const Conv2dForward& args, const Conv2dShape& shape, void* scratch,
       conv.out_channels, plan.count, plan.kernels.mr, 0, plan.count, workers,
       [&](int64_t row) { return weight + row * plan.count; }, [](int64_t k) { return k; }, plan.weights);
   const std::vector<uint8_t> active(static_cast<size_t>(shape.batch), 1);
-  pack<S>(
-      plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
-      plan.packed);
+  const auto frames = contiguous_frames(x, shape.batch, conv.in_channels, conv.in_pixels());
+  pack<S>(plan.in, active, [&](int64_t b) { return frames.image(b); }, nullptr, workers, plan.packed);
   parallel_for(plan.blocks.tasks(), workers, [&](int64_t task, int worker) {
     const Block block = block_of_task(plan.blocks, task);
     S* z = plan.z + worker * plan.blocks.z_size();
@@ -84,22 +83,21 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratc
   Arena arena(scratch);
   BackwardPlan<S> plan(shape, arena, workers);
   const ConvolutionShape& conv = shape.conv;
-  const S *x = args.x.as<const S>(), *dy = args.dy.as<const S>();
+  const auto x = contiguous_frames(args.x.as<const S>(), shape.batch, conv.in_channels, conv.in_pixels());
+  const auto dy = contiguous_frames(args.dy.as<const S>(), shape.batch, conv.out_channels, conv.out_pixels());
+  const auto dx = contiguous_frames(args.dx.as<S>(), shape.batch, conv.in_channels, conv.in_pixels());
   const std::vector<uint8_t> active(static_cast<size_t>(shape.batch), 1);
-  const auto image_of_dy = [&](int64_t b) { return dy + b * conv.out_channels * conv.out_pixels(); };
   if (args.dx.present || args.dweight.present) {
-    pack<S>(plan.gradient, active, image_of_dy, nullptr, workers, plan.dz);
+    pack<S>(plan.gradient, active, [&](int64_t b) { return dy.image(b); }, nullptr, workers, plan.dz);
   }
   if (args.dx.present) {
     plan.input_gradient.prepare(args.weight.as<const S>(), plan.kernels.mr, workers);
     plan.input_gradient.run(plan.kernels, plan.dz, active, nullptr, false, workers, plan.z,
-                            plan.input_gradient.z_size(), args.dx.as<S>());
+                            plan.input_gradient.z_size(), dx);
   }
   if (args.dweight.present) {
     fill_input_offsets(conv, plan.in, plan.offset);
-    pack<S>(
-        plan.in, active, [&](int64_t b) { return x + b * conv.in_channels * conv.in_pixels(); }, nullptr, workers,
-        plan.packed);
+    pack<S>(plan.in, active, [&](int64_t b) { return x.image(b); }, nullptr, workers, plan.packed);
     S* dweight = args.dweight.as<S>();
     std::fill(dweight, dweight + args.dweight.size(), S(0));
     add_weight_gradient(plan.kernels, conv, plan.in, plan.packed, plan.offset, plan.gradient, plan.dz, active, workers,
@@ -109,7 +107,7 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratc
     parallel_for(conv.out_channels, workers, [&](int64_t channel, int) {
       double sum = 0;
       for (int64_t b = 0; b < shape.batch; ++b) {
-        sum += plan.kernels.sum(conv.out_pixels(), image_of_dy(b) + channel * conv.out_pixels());
+        sum += plan.kernels.sum(conv.out_pixels(), dy.image(b).at(channel, 0).data);
       }
       args.dbias.as<S>()[channel] = static_cast<S>(sum);
     });

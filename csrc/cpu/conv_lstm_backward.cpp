@@ -18,7 +18,7 @@ struct BackwardPlan {
   Packing gradient;
   InputGradient<S> of_x, of_h;
   CellGradients<S> cell_gradients;
-  S *gates, *dz, *packed_dz, *zeros, *carry_h, *carry_c, *z;  // carry: the running gradients of the state
+  S *gates, *dz, *packed_dz, *zeros, *carry_h, *carry_c, *z;  // carry: for the gradients of the state
   int64_t z_stride;
 
   BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, Arena& arena, int workers)
@@ -63,27 +63,27 @@ class Backward {
       if (dweight->present) std::fill_n(dweight->template as<S>(), dweight->size(), S(0));
     }
     plan_.cell_gradients.clear();
-    copy_or_zero(args_.dh_n, size_, plan_.carry_h);
-    copy_or_zero(args_.dc_n, size_, plan_.carry_c);
+    copy_state(shape_, args_.dh_n.frames<const S>(), workers_, carry_h_);
+    copy_state(shape_, args_.dc_n.frames<const S>(), workers_, carry_c_);
     for (int64_t s = shape_.batch == 0 ? -1 : shape_.steps - 1; s >= 0; --s) run_step(s);
     plan_.cell_gradients.finish();
-    if (args_.dh_0.present) std::copy_n(plan_.carry_h, size_, args_.dh_0.as<S>());
-    if (args_.dc_0.present) std::copy_n(plan_.carry_c, size_, args_.dc_0.as<S>());
+    finish(shape_, carry_h_, workers_, args_.dh_0.frames<S>());
+    finish(shape_, carry_c_, workers_, args_.dc_0.frames<S>());
   }
 
  private:
   // The state that a sample's step s started from. An inactive predecessor left the initial state alone.
-  const S* before(const Tensor& sequence, const Tensor& initial, int64_t s, int64_t b) const {
+  Image<const S> before(const Tensor& sequence, const Tensor& initial, int64_t s, int64_t b) const {
     if (s > 0 && timeline_.active(s - 1, b)) {
-      return sequence.as<const S>() + timeline_.time(s - 1) * size_ + b * sample_;
+      return sequence.frames<const S>().at_time(timeline_.time(s - 1)).image(b);
     }
-    return initial.present ? initial.as<const S>() + b * sample_ : plan_.zeros;
+    return initial.present ? initial.frames<const S>().image(b) : Image<const S>{plan_.zeros, shape_.pixels(), 1};
   }
 
   ForwardStep<S> forward_step(int64_t s) const {
     const int64_t t = timeline_.time(s);
     ForwardStep<S> step{};
-    step.x = at_or_null<const S>(args_.x, t * x_size_);
+    step.x = args_.x.frames<const S>().at_time(t);
     step.active = timeline_.active(s);
     step.zoneout_mask_h = at_or_null<const uint8_t>(args_.zoneout_mask_h, t * size_);
     step.zoneout_mask_c = at_or_null<const uint8_t>(args_.zoneout_mask_c, t * size_);
@@ -105,15 +105,13 @@ class Backward {
       plan_.step_forward.run(cell_, forward);
     }
     gates_adjoint(s, forward);
-    const int64_t image = 4 * sample_;
-    pack<S>(
-        plan_.gradient, forward.active, [&](int64_t b) { return plan_.dz + b * image; }, nullptr, workers_,
-        plan_.packed_dz);
+    const auto dz = contiguous_frames<const S>(plan_.dz, shape_.batch, 4 * shape_.channels, shape_.pixels());
+    pack<S>(plan_.gradient, forward.active, [&](int64_t b) { return dz.image(b); }, nullptr, workers_, plan_.packed_dz);
     weight_gradients(forward.active);
     const bool state_has_gradient = s > 0 ? !detaches(s) : args_.dh_0.present;
     if (state_has_gradient) {
       plan_.of_h.run(plan_.kernels, plan_.packed_dz, forward.active, args_.dropout_mask.as<const S>(), true, workers_,
-                     plan_.z, plan_.z_stride, plan_.carry_h);
+                     plan_.z, plan_.z_stride, carry_h_);
     }
     if (args_.dx.present) input_gradient(s, forward.active);
   }
@@ -130,9 +128,9 @@ class Backward {
     step.c_before = forward.c_before;
     step.zoneout_mask_h = forward.zoneout_mask_h;
     step.zoneout_mask_c = forward.zoneout_mask_c;
-    step.dy = at_or_null<const S>(args_.dy, t * size_);
-    step.dh = plan_.carry_h;
-    step.dc = plan_.carry_c;
+    step.dy = args_.dy.frames<const S>().at_time(t);
+    step.dh = carry_h_;
+    step.dc = carry_c_;
     step.dz = plan_.dz;
     step.active = forward.active;
     step.detach = detaches(s);
@@ -153,10 +151,10 @@ class Backward {
   }
 
   void input_gradient(int64_t s, const std::vector<uint8_t>& active) {
-    S* dx = at_or_null<S>(args_.dx, timeline_.time(s) * x_size_);
-    const int64_t image = x_size_ / std::max<int64_t>(shape_.batch, 1);
+    const ConvolutionShape& image = shape_.input;
+    const Frames<S> dx = args_.dx.frames<S>().at_time(timeline_.time(s));
     for (int64_t b = 0; b < shape_.batch; ++b) {
-      if (!active[static_cast<size_t>(b)]) std::fill_n(dx + b * image, image, S(0));
+      if (!active[static_cast<size_t>(b)]) copy_image<S>(image.in_channels, image.in_pixels(), {}, dx.image(b));
     }
     plan_.of_x.run(plan_.kernels, plan_.packed_dz, active, nullptr, false, workers_, plan_.z, plan_.z_stride, dx);
   }
@@ -169,7 +167,8 @@ class Backward {
   Timeline timeline_;
   int workers_;
   const int64_t sample_ = shape_.channels * shape_.pixels(), size_ = shape_.state_size();
-  const int64_t x_size_ = shape_.batch * shape_.input.in_channels * shape_.input.in_pixels();
+  const Frames<S> carry_h_ = running(shape_, args_.dh_0.frames<S>(), plan_.carry_h);
+  const Frames<S> carry_c_ = running(shape_, args_.dc_0.frames<S>(), plan_.carry_c);
 };
 
 }  // namespace

@@ -15,11 +15,12 @@ namespace fusecell::cpu {
 // ----------------------------------------------------------------------------------------------- one step, forward
 template <class S>
 struct ForwardStep {
-  const S* x;                                      // [B, Cin, Hin, Win]
-  std::vector<const S*> h_before, c_before;        // [B] of [C, H, W]
+  Frames<const S> x;                               // [B, Cin, Hin, Win]
+  std::vector<Image<const S>> h_before, c_before;  // [B] of [C, H, W]
   std::vector<uint8_t> active;                     // [B]; what is inactive is not touched
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, H, W] or null
-  S *h_out, *c_out, *y, *c_saved, *gates;          // [B, C or 4C, H, W]; each may be null
+  Frames<S> h_out, c_out, y;                       // [B, C, H, W]; each may be null
+  S *c_saved, *gates;                              // [B, C or 4C, H, W]; each may be null
 };
 
 template <class S>
@@ -59,8 +60,7 @@ class StepForward {
   }
 
   void pack_inputs(const ForwardStep<S>& step, const S* dropout_mask) {
-    const int64_t image = shape_.input.in_channels * shape_.input.in_pixels();
-    pack<S>(in_, step.active, [&](int64_t b) { return step.x + b * image; }, nullptr, workers_, x_);
+    pack<S>(in_, step.active, [&](int64_t b) { return step.x.image(b); }, nullptr, workers_, x_);
     pack<S>(
         state_, step.active, [&](int64_t b) { return step.h_before[static_cast<size_t>(b)]; }, dropout_mask, workers_,
         h_);
@@ -95,19 +95,19 @@ class StepForward {
     const int64_t first = block.row0 * shape_.input.out[1] + block.column0;
     for (int64_t done = 0; done < block.pixels(); done += kCellRun) {
       const int64_t p = first + done, n = std::min(kCellRun, block.pixels() - done);
-      const int64_t in_sample = channel * P + p, at = b * C * P + in_sample;
+      const int64_t at = (b * C + channel) * P + p;
       CellForwardRun<S> run{};
-      cell.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)] + in_sample,
-                 step.h_before[static_cast<size_t>(b)] + in_sample, at_or_null(step.zoneout_mask_h, at),
+      cell.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)].at(channel, p),
+                 step.h_before[static_cast<size_t>(b)].at(channel, p), at_or_null(step.zoneout_mask_h, at),
                  at_or_null(step.zoneout_mask_c, at));
       cell.point_bias(run, channel, p);
       for (int64_t k = 0; k < 4; ++k) {
         run.z[k] = z + k * block.pixels() + done;
         run.gates[k] = at_or_null(step.gates, (b * 4 * C + k * C + channel) * P + p);
       }
-      run.h_out = at_or_null(step.h_out, at);
-      run.c_out = at_or_null(step.c_out, at);
-      run.y = at_or_null(step.y, at);
+      run.h_out = step.h_out.image(b).at(channel, p).data;  // pixels that are neighbours
+      run.c_out = step.c_out.image(b).at(channel, p).data;
+      run.y = step.y.image(b).at(channel, p);
       run.c_saved = at_or_null(step.c_saved, at);
       kernels_.cell_forward(run);
     }
@@ -145,6 +145,34 @@ struct Timeline {
     return list;
   }
 };
+
+// -------------------------------------------------------------------------------------------------------- copies
+// A state, or its gradient, to where it will be worked on, or back; what is absent is zero.
+template <class S>
+void copy_state(const ConvLstmShape& shape, const Frames<const S>& from, int workers, const Frames<S>& to) {
+  parallel_for(shape.batch * shape.channels, workers, [&](int64_t task, int) {
+    const int64_t b = task / shape.channels, channel = task % shape.channels;
+    copy_pixels(from.image(b).at(channel, 0), shape.pixels(), to.image(b).at(channel, 0));
+  });
+}
+
+// Where a running state, or its gradient, is kept: in the array that gets it at the end, if that is there and its
+// pixels are neighbours.
+template <class S>
+Frames<S> running(const ConvLstmShape& shape, const Frames<S>& result, S* scratch) {
+  const bool in_place = result.data && result.by.pixel == 1;
+  return in_place ? result : contiguous_frames(scratch, shape.batch, shape.channels, shape.pixels());
+}
+
+template <class S>
+void finish(const ConvLstmShape& shape, const Frames<S>& running, int workers, const Frames<S>& result) {
+  if (result.data && result.data != running.data) copy_state(shape, to_read(running), workers, result);
+}
+
+template <class S>
+void copy_image(int64_t channels, int64_t pixels, const Image<const S>& from, const Image<S>& to) {
+  for (int64_t channel = 0; channel < channels; ++channel) copy_pixels(from.at(channel, 0), pixels, to.at(channel, 0));
+}
 
 template <class S>
 Cell<S> cell_of(const ConvLstmForward& args, const ConvLstmShape& shape) {

@@ -109,7 +109,7 @@ class InputGradient {
 
   // dx of every active image; `accumulate`: dx += mask * (...), otherwise dx = (...). Inactive images are not touched.
   void run(const Kernels<S>& kernels, const S* dz, const std::vector<uint8_t>& active, const S* mask, bool accumulate,
-           int workers, S* z_of_worker, int64_t z_stride, S* dx) const {
+           int workers, S* z_of_worker, int64_t z_stride, const Frames<S>& dx) const {
     for (const Phase& phase : phases_) {
       const Blocks all = blocks(phase, static_cast<int64_t>(active.size()));
       parallel_for(all.tasks(), workers, [&](int64_t task, int worker) {
@@ -151,19 +151,22 @@ class InputGradient {
     return {batch, conv_.in_channels, phase.first[0], phase.last[0] + 1, phase.last[1] - phase.first[1] + 1, dz_.pitch};
   }
 
-  void put(const Phase& phase, const Block& block, const S* z, const S* mask, bool accumulate, S* dx) const {
+  void put(const Phase& phase, const Block& block, const S* z, const S* mask, bool accumulate,
+           const Frames<S>& dx) const {
     for (int64_t i = block.m0; i < block.m1; ++i) {
       for (int64_t r = block.row0; r < block.row1; ++r) {
         const int64_t row = r * conv_.stride[0] + phase.residue[0] - conv_.pad_low[0];
         const int64_t column = (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];
-        const int64_t at = ((block.b * conv_.in_channels + i) * conv_.in[0] + row) * conv_.in[1] + column;
+        const int64_t p = row * conv_.in[1] + column;
+        const Pixels<S> to = dx.image(block.b).at(i, p);
+        const int64_t step = conv_.stride[1] * to.stride;
+        const S* scale = mask ? mask + (block.b * conv_.in_channels + i) * conv_.in_pixels() + p : nullptr;
         const S* from = z + (i - block.m0) * block.pixels() + (r - block.row0) * block.columns();
         for (int64_t c = 0; c < block.columns(); ++c) {
-          const int64_t to = at + c * conv_.stride[1];
           if (!accumulate) {
-            dx[to] = from[c];
+            to.data[c * step] = from[c];
           } else {
-            dx[to] += mask ? mask[to] * from[c] : from[c];
+            to.data[c * step] += scale ? scale[c * conv_.stride[1]] * from[c] : from[c];
           }
         }
       }

@@ -8,6 +8,7 @@
 #include "cell/activation.h"
 #include "cell/gates.h"
 #include "cell/update.h"
+#include "problem/frames.h"
 
 namespace fusecell::cpu {
 
@@ -54,8 +55,9 @@ struct CellRun {
   CellFlags flags;
   Activation gate_kind, state_kind;
   ActivationParameters<S> activation;
-  const S *peephole_pixel[3], *c, *h;  // c' (never null) and h'
+  const S* peephole_pixel[3];
   S peephole_channel[3];
+  Pixels<const S> c, h;                            // c' and h'; null: zero
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // null: the rates
   S zoneout_h, zoneout_c;
 };
@@ -65,8 +67,9 @@ struct CellForwardRun : CellRun<S> {
   const S *z[4], *bias_pixel[4];
   S bias_channel[4];
   S *h_out, *c_out;  // may alias h and c
-  S *y, *c_saved;    // copies
-  S* gates[4];       // any output may be null
+  S* c_saved;        // copies
+  Pixels<S> y;
+  S* gates[4];  // any output may be null
 };
 
 template <class S>

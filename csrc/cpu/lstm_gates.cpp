@@ -25,8 +25,8 @@ void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int work
     for (int64_t p = first; p < end; p += kCellRun) {
       const int64_t at = plane * P + p;
       CellForwardRun<S> run{};
-      cell.point(run, channel, p, std::min(kCellRun, end - p), args.c.as<const S>() + at,
-                 at_or_null<const S>(args.h, at), at_or_null<const uint8_t>(args.zoneout_mask_h, at),
+      cell.point(run, channel, p, std::min(kCellRun, end - p), {args.c.as<const S>() + at},
+                 {at_or_null<const S>(args.h, at)}, at_or_null<const uint8_t>(args.zoneout_mask_h, at),
                  at_or_null<const uint8_t>(args.zoneout_mask_c, at));
       cell.point_bias(run, channel, p);
       for (int64_t k = 0; k < 4; ++k) {
@@ -60,13 +60,14 @@ void backward(const LstmGatesBackward& args, const LstmGatesShape& shape, void* 
   step.gates = args.gates.as<const S>();
   step.zoneout_mask_h = args.zoneout_mask_h.as<const uint8_t>();
   step.zoneout_mask_c = args.zoneout_mask_c.as<const uint8_t>();
-  step.dh = args.dh_before.present ? args.dh_before.as<S>() : plan.dh;
-  step.dc = args.dc_before.as<S>();
+  S *dh = args.dh_before.present ? args.dh_before.as<S>() : plan.dh, *dc = args.dc_before.as<S>();
+  step.dh = contiguous_frames(dh, shape.batch, shape.channels, shape.pixels);
+  step.dc = contiguous_frames(dc, shape.batch, shape.channels, shape.pixels);
   step.dz = args.dz.as<S>();
   step.active.assign(static_cast<size_t>(shape.batch), 1);
-  for (int64_t b = 0; b < shape.batch; ++b) step.c_before.push_back(args.c.as<const S>() + b * sample);
-  copy_or_zero(args.dh, size, step.dh);
-  copy_or_zero(args.dc, size, step.dc);
+  for (int64_t b = 0; b < shape.batch; ++b) step.c_before.push_back({args.c.as<const S>() + b * sample, shape.pixels});
+  copy_or_zero(args.dh, size, dh);
+  copy_or_zero(args.dc, size, dc);
   plan.gradients.clear();
   plan.gradients.step(cpu::kernels().get<S>(), step, workers);
   plan.gradients.finish();

@@ -9,6 +9,7 @@
 #include "base/size.h"
 #include "cpu/thread_pool.h"
 #include "problem/convolution.h"
+#include "problem/frames.h"
 
 namespace fusecell::cpu {
 
@@ -81,7 +82,7 @@ inline int64_t first_of_residue(int64_t low, int64_t stride, int64_t residue) {
 
 // One channel of one image; mask, if there is one, is multiplied in.
 template <class S>
-void pack_channel(const Packing& packing, const S* from, const S* mask, S* to) {
+void pack_channel(const Packing& packing, const Pixels<const S>& from, const S* mask, S* to) {
   const int64_t plane = packing.plane();
   std::memset(to, 0, static_cast<size_t>(packing.planes() * plane) * sizeof(S));
   const int64_t low_u = packing.pad_low[0], end_u = low_u + packing.extent[0], step_u = packing.stride[0];
@@ -92,8 +93,16 @@ void pack_channel(const Packing& packing, const S* from, const S* mask, S* to) {
       const int64_t first_v = first_of_residue(low_v, step_v, column_residue);
       for (int64_t u = first_of_residue(low_u, step_u, row_residue); u < end_u; u += step_u) {
         S* line = origin + u / step_u * packing.pitch + first_v / step_v;
-        const int64_t at = (u - low_u) * packing.extent[1] - low_v;
-        for (int64_t v = first_v; v < end_v; v += step_v) *line++ = mask ? from[at + v] * mask[at + v] : from[at + v];
+        const int64_t at = (u - low_u) * packing.extent[1] + first_v - low_v, step = step_v * from.stride;
+        const S* pixel = from.data + at * from.stride;
+        const int64_t count = ceil_div(end_v - first_v, step_v);
+        if (mask) {
+          for (int64_t i = 0; i < count; ++i) line[i] = pixel[i * step] * mask[at + i * step_v];
+        } else if (step == 1) {
+          std::copy_n(pixel, count, line);
+        } else {
+          for (int64_t i = 0; i < count; ++i) line[i] = pixel[i * step];
+        }
       }
     }
   }
@@ -108,7 +117,7 @@ void pack(const Packing& packing, const std::vector<uint8_t>& active, ImageOf&& 
   parallel_for(static_cast<int64_t>(active.size()) * packing.channels, workers, [&](int64_t task, int) {
     const int64_t b = task / packing.channels, channel = task % packing.channels;
     if (!active[static_cast<size_t>(b)]) return;
-    pack_channel(packing, image_of(b) + channel * pixels, mask ? mask + task * pixels : nullptr, to + task * packed);
+    pack_channel<S>(packing, image_of(b).at(channel, 0), mask ? mask + task * pixels : nullptr, to + task * packed);
   });
 }
 

@@ -4,6 +4,7 @@
 
 #include "cell/gates.h"
 #include "cuda/device.cuh"
+#include "problem/frames.h"
 
 namespace fusecell::cuda {
 
@@ -68,6 +69,21 @@ FUSECELL_DEVICE void store_if(T* to, const Span& span, const A (&from)[V]) {
   if (to) store(to, span, from);
 }
 
+// The same where pixels need not be neighbours.
+FUSECELL_DEVICE Span with_stride(const Span& span, int64_t stride) {
+  return {span.count, span.whole && stride == 1, stride};
+}
+
+template <class T, int V, class A>
+FUSECELL_DEVICE void load_or_zero(const Pixels<const T>& from, const Span& span, A (&to)[V]) {
+  load_or_zero(from.data, with_stride(span, from.stride), to);
+}
+
+template <class T, int V, class A>
+FUSECELL_DEVICE void store_if(const Pixels<T>& to, const Span& span, const A (&from)[V]) {
+  store_if(to.data, with_stride(span, to.stride), from);
+}
+
 template <class T>
 FUSECELL_DEVICE T* shifted(T* base, int64_t by) {
   return base ? base + by : nullptr;
@@ -76,8 +92,8 @@ FUSECELL_DEVICE T* shifted(T* base, int64_t by) {
 // What forward and backward both read at (channel, p), already pointing at it; null: zero, or not needed.
 template <class S>
 struct CellInputs {
-  const Accumulate<S>* c;
-  const S* h;  // only zoneout reads it
+  Pixels<const Accumulate<S>> c;
+  Pixels<const S> h;  // only zoneout reads it
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;
 };
 
@@ -105,8 +121,9 @@ FUSECELL_DEVICE void load_operands(const CellArgs<S>& cell, const CellInputs<S>&
 // Where the results go, pointing at (channel, p); gates at gate i, the others C * P further on each. Null: not wanted.
 template <class S>
 struct CellOutputs {
-  S *h, *h_copy;
-  Accumulate<S>*c, *c_copy;
+  Pixels<S> h, h_copy;
+  Accumulate<S>* c;
+  Pixels<Accumulate<S>> c_copy;
   S* gates;
 };
 

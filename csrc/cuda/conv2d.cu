@@ -38,9 +38,10 @@ void forward(const Conv2dForward& args, const Conv2dShape& shape, const Launch& 
   plan.weights.pack(context, args.weight.as<const S>());
   ConvolutionArgs<S> ending{};
   ending.bias = args.bias.as<const S>();
-  ending.out = args.y.as<S>();
-  const int64_t image = shape.conv.in_channels * shape.conv.in_pixels();
-  plan.weights.run(context, plain_images(args.x.as<const S>(), image, shape.batch), shape.batch, ending);
+  ending.out = contiguous_frames(args.y.as<S>(), shape.batch, shape.conv.out_channels, shape.conv.out_pixels());
+  ending.batch = shape.batch;
+  const Images<S> x = plain_images(args.x.as<const S>(), shape.conv.in_channels, shape.conv.in_pixels(), shape.batch);
+  plan.weights.run(context, x, shape.batch, ending);
 }
 
 template <class S>
@@ -48,19 +49,20 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, const Launch
   const Context context("conv2d_backward", launch);
   Arena arena(launch.scratch);
   const BackwardPlan<S> plan(shape, arena);
-  const int64_t image = shape.conv.in_channels * shape.conv.in_pixels(), O = shape.conv.out_channels;
-  const int64_t pixels = shape.conv.out_pixels();
+  const int64_t I = shape.conv.in_channels, O = shape.conv.out_channels, pixels = shape.conv.out_pixels();
   const S *weight = args.weight.as<const S>(), *dy = args.dy.as<const S>();
   if (args.dx.present) {
     plan.transposed.pack(context, weight);
     ConvolutionArgs<S> ending{};
-    ending.out = args.dx.as<S>();
-    plan.transposed.run(context, plain_images(dy, O * pixels, shape.batch), shape.batch, ending);
+    ending.out = contiguous_frames(args.dx.as<S>(), shape.batch, I, shape.conv.in_pixels());
+    ending.batch = shape.batch;
+    plan.transposed.run(context, plain_images(dy, O, pixels, shape.batch), shape.batch, ending);
   }
   if (args.dweight.present) {
     plan.weights.pack(context, weight);
-    weight_gradient_parts(context, plan.weights, plain_images(args.x.as<const S>(), image, shape.batch), dy, O,
-                          shape.batch, pixels, plan.weight_parts, plan.dweight.partial());
+    const Images<S> x = plain_images(args.x.as<const S>(), I, shape.conv.in_pixels(), shape.batch);
+    weight_gradient_parts(context, plan.weights, x, dy, O, shape.batch, pixels, plan.weight_parts,
+                          plan.dweight.partial());
     plan.dweight.add(context, plan.weight_parts.count, true, true, args.dweight);
   }
   if (args.dbias.present) {

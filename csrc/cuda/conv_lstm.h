@@ -13,6 +13,30 @@ namespace fusecell::cuda {
 template <class S>
 void run_forward_step(const Context& context, bool default_cell, dim3 grid, const ForwardStepArgs<S>& step);
 
+// Without a step the final state is the initial one, and so is its gradient. In any layout; an empty sequence need not
+// be fast.
+template <class T>
+void pass_through(const Context& context, const ConvLstmShape& shape, const Frames<const T>& from,
+                  const Frames<T>& to) {
+  const int64_t P = shape.pixels(), run = from.by.pixel == 1 && to.by.pixel == 1 ? P : 1;
+  for (int64_t i = 0; to.data && i < shape.state_size(); i += run) {
+    const int64_t b = i / P / shape.channels, channel = i / P % shape.channels, p = i % P;
+    const T* pixels = from.image(b).at(channel, p).data;
+    T* place = to.image(b).at(channel, p).data;
+    const int64_t bytes = run * int64_t(sizeof(T));
+    pixels ? context.copy(place, pixels, bytes) : context.zero(place, bytes);
+  }
+}
+
+// A convolution finds its pixels with strides in 32 bits.
+template <class T>
+void expect_small_strides(const char* name, const Frames<T>& frames) {
+  const int64_t largest = std::max(frames.by.channel, frames.by.pixel);
+  if (largest > INT32_MAX) {
+    value_error(name, "strides of channels and pixels below 2^31 on a GPU", std::to_string(largest));
+  }
+}
+
 template <class S>
 class Sequence {
  public:
@@ -22,8 +46,16 @@ class Sequence {
       : args_(args),
         shape_(shape),
         size_(shape.state_size()),
-        image_(shape.channels * shape.pixels()),
-        x_image_(shape.input.in_channels * shape.input.in_pixels()) {}
+        x_(args.x.frames<const S>()),
+        y_(args.y.frames<const S>()),
+        h_0_(args.h_0.frames<const S>()),
+        c_0_(args.c_0.frames<const A>()),
+        h_n_(args.h_n.frames<const S>()),
+        c_n_(args.c_n.frames<const A>()) {
+    expect_small_strides("x", x_);
+    expect_small_strides("y", y_);
+    expect_small_strides("h_0", h_0_);
+  }
 
   // The s-th step of the direction, as original time.
   int64_t time(int64_t s) const { return args_.options.reverse ? shape_.steps - 1 - s : s; }
@@ -36,29 +68,32 @@ class Sequence {
 
   // x from time t on. With lengths: what does not take place reads as zero.
   Images<S> x(int64_t t) const {
-    Images<S> images = plain_images(args_.x.as<const S>() + t * shape_.batch * x_image_, x_image_, shape_.batch);
+    Images<S> images{};
+    images.frames = x_.at_time(t);
     return at_time(images, t, 0);
   }
   // h' and c' of the steps from time t on: the step before's, where it took place, else the initial state.
   Images<S> h_before(int64_t t, bool dropped) const {
-    Images<S> images = plain_images(args_.y.as<const S>() + (t + shift()) * size_, image_, shape_.batch);
-    images.initial = args_.h_0.as<const S>();
+    Images<S> images{};
+    images.frames = y_.at_time(t + shift());
+    images.initial = h_0_;
     images.mask = dropped ? args_.dropout_mask.as<const S>() : nullptr;
+    images.mask_image = shape_.channels * shape_.pixels();
     return at_time(images, t, shift());
   }
   Images<A> c_before(int64_t t) const {
-    const A* c = args_.c.present ? args_.c.as<const A>() + (t + shift()) * size_ : nullptr;
-    Images<A> images = plain_images(c, image_, shape_.batch);
-    images.initial = args_.c_0.as<const A>();
+    Images<A> images{};
+    images.frames = args_.c.present ? args_.c.frames<const A>().at_time(t + shift()) : c_n_;
+    images.initial = c_0_;
     return at_time(images, t, shift());
   }
 
   CellArgs<S> cell() const {
     CellArgs<S> cell = cell_args<S>(args_.options.cell, shape_.cell, shape_.channels, shape_.pixels(), args_.bias,
                                     args_.peephole, args_.zoneout_mask_h, args_.zoneout_mask_c);
-    cell.whole = all_aligned(shape_.pixels() * int64_t(sizeof(S)), cell.bias, cell.peephole, args_.h_0.as<S>(),
-                             args_.c_0.as<A>(), args_.dropout_mask.as<S>(), args_.y.as<S>(), args_.h_n.as<S>(),
-                             args_.c_n.as<A>(), args_.gates.as<S>(), args_.c.as<A>());
+    cell.whole = all_aligned(shape_.pixels() * int64_t(sizeof(S)), cell.bias, cell.peephole, args_.dropout_mask.as<S>(),
+                             args_.gates.as<S>(), args_.c.as<A>()) &&
+                 aligned(y_) && aligned(h_0_) && aligned(c_0_) && aligned(h_n_) && aligned(c_n_);
     return cell;
   }
 
@@ -87,14 +122,13 @@ class Sequence {
     return mask.present ? mask.as<const uint8_t>() + t * size_ : nullptr;
   }
   int64_t size() const { return size_; }
-  int64_t image() const { return image_; }
-  int64_t x_size() const { return shape_.batch * x_image_; }
 
  private:
   int shift() const { return args_.options.reverse ? 1 : -1; }
 
   template <class T>
   Images<T> at_time(Images<T> images, int64_t t, int shift) const {
+    images.batch = shape_.batch;
     images.time = t;
     images.steps = shape_.steps;
     images.lengths = args_.lengths.as<const int64_t>();
@@ -104,7 +138,11 @@ class Sequence {
 
   const ConvLstmForward& args_;
   const ConvLstmShape& shape_;
-  int64_t size_, image_, x_image_;
+  int64_t size_;
+  Frames<const S> x_, y_, h_0_;
+  Frames<const A> c_0_;
+  Frames<const S> h_n_;
+  Frames<const A> c_n_;
 };
 
 }  // namespace fusecell::cuda

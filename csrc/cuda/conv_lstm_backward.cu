@@ -102,6 +102,9 @@ class Backward {
     which_ ^= 1;
   }
 
+  Images<S> dz_images(const S* dz, int64_t samples) const {
+    return plain_images(dz, 4 * shape_.channels, shape_.pixels(), samples);
+  }
   S* dz_of(const ChunkOfSteps& chunk, int64_t s) const {
     return chunk.dz + (sequence_.time(s) - chunk.time) * 4 * size_;
   }
@@ -125,24 +128,27 @@ class Backward {
     step.first = s == shape_.steps - 1;
     if (!step.first && !sequence_.detaches(s + 1)) {
       const S* dz = s + 1 < chunk.end ? dz_of(chunk, s + 1) : chunk.dz_after;
-      step.correlate.operand[0] = plan_.state_transposed.operand(plain_images(dz, 4 * sequence_.image(), shape_.batch));
+      step.correlate.operand[0] = plan_.state_transposed.operand(dz_images(dz, shape_.batch));
     }
     step.cell = sequence_.cell();
     step.gates = gates_of(chunk) + (t - chunk.time) * 4 * size_;
     step.c_before = sequence_.c_before(t);
     step.zoneout_mask_h = sequence_.shifted_mask(args_.zoneout_mask_h, t);
     step.zoneout_mask_c = sequence_.shifted_mask(args_.zoneout_mask_c, t);
-    step.dy = args_.dy.present ? args_.dy.as<const S>() + t * size_ : nullptr;
+    step.dy = args_.dy.frames<const S>().at_time(t);
     step.dropout_mask = args_.dropout_mask.as<const S>();
-    step.dh_first = args_.dh_n.as<const S>();
-    step.dc_first = args_.dc_n.as<const A>();
+    step.dh_first = args_.dh_n.frames<const S>();
+    step.dc_first = args_.dc_n.frames<const A>();
     step.detach = sequence_.detaches(s);
     step.carry_h = plan_.carry_h;
     step.carry_c = plan_.carry_c;
+    step.dc = contiguous_frames(plan_.carry_c, shape_.batch, shape_.channels, shape_.pixels());
+    if (s == 0 && args_.dc_0.present) step.dc = args_.dc_0.frames<A>();
     step.dz = dz_of(chunk, s);
     step.lengths = args_.lengths.as<const int64_t>();
     step.time = t;
-    step.cell.whole = step.cell.whole && all_aligned(16, step.dy, step.dh_first, step.dc_first);
+    step.cell.whole =
+        step.cell.whole && aligned(step.dy) && aligned(step.dh_first) && aligned(step.dc_first) && aligned(step.dc);
     const auto kernel =
         is_default_cell(shape_.cell) ? backward_step<S, SigmoidTanh<A>> : backward_step<S, AnyActivation<A>>;
     context_.run("backward_step", kernel, plan_.state_transposed.grid(shape_.batch), step);
@@ -191,26 +197,26 @@ class Backward {
   void input_gradient(const ChunkOfSteps& chunk) const {
     const int64_t samples = chunk.steps() * shape_.batch;
     ConvolutionArgs<S> ending{};
-    ending.out = args_.dx.as<S>() + chunk.time * sequence_.x_size();
-    plan_.input_transposed.run(context_, plain_images<S>(chunk.dz, 4 * sequence_.image(), samples), samples, ending);
+    ending.out = args_.dx.frames<S>().at_time(chunk.time);
+    ending.batch = shape_.batch;
+    plan_.input_transposed.run(context_, dz_images(chunk.dz, samples), samples, ending);
   }
 
   // dh_0: what the first step's convolution and the running state leave. Without a step, that of the final state.
   void finish() const {
     if (shape_.steps == 0) {
-      if (args_.dh_0.present) context_.copy_or_zero(args_.dh_0.data, args_.dh_n, size_ * int64_t(sizeof(S)));
-      if (args_.dc_0.present) context_.copy_or_zero(args_.dc_0.data, args_.dc_n, size_ * int64_t(sizeof(A)));
+      pass_through(context_, shape_, args_.dh_n.frames<const S>(), args_.dh_0.frames<S>());
+      pass_through(context_, shape_, args_.dc_n.frames<const A>(), args_.dc_0.frames<A>());
       clear_gradients(context_, args_);
       return;
     }
-    if (args_.dc_0.present) context_.copy(args_.dc_0.data, plan_.carry_c, size_ * int64_t(sizeof(A)));
     if (!args_.dh_0.present) return;
     ConvolutionArgs<S> ending{};
     ending.mask = args_.dropout_mask.as<const S>();
     ending.carry = plan_.carry_h;
-    ending.out = args_.dh_0.as<S>();
-    plan_.state_transposed.run(context_, plain_images<S>(dz_after_, 4 * sequence_.image(), shape_.batch), shape_.batch,
-                               ending);
+    ending.out = args_.dh_0.frames<S>();
+    ending.batch = shape_.batch;
+    plan_.state_transposed.run(context_, dz_images(dz_after_, shape_.batch), shape_.batch, ending);
   }
 
   const ConvLstmBackward& args_;

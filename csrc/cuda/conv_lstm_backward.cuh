@@ -15,12 +15,15 @@ struct BackwardStepArgs {
   const S* gates;  // [B, 4C, P] of this step
   Images<A> c_before;
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P]
-  const S *dy, *dropout_mask;                      // [B, C, P]; null: zero, none
-  const S* dh_first;                               // gradients of the final state, read at the first step; null: zero
-  const A* dc_first;
-  bool first, detach;    // detach: the state that entered this step gets no gradient
-  A *carry_h, *carry_c;  // [B, C, P]: gradients of the running state, but for the convolution's part
-  S* dz;                 // [B, 4C, P]
+  Frames<const S> dy;                              // [B, C, P]; null: zero
+  const S* dropout_mask;                           // [B, C, P]; null: none
+  Frames<const S> dh_first;                        // gradients of the final state, read at the first step; null: zero
+  Frames<const A> dc_first;
+  bool first, detach;  // detach: the state that entered this step gets no gradient
+  A* carry_h;          // [B, C, P]: gradient of the running state, but for the convolution's part
+  const A* carry_c;    // the same of c
+  Frames<A> dc;        // of the state before: carry_c, or the result
+  S* dz;               // [B, 4C, P]
   const int64_t* lengths;
   int64_t time;
 };
@@ -37,8 +40,8 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
   A mask[V], dy[V], through[V];
   load(tile.at(channel_in_tile, in_tile), span, through);
   if (args.first) {
-    load_or_zero(shifted(args.dh_first, at), span, gradient.dh);
-    load_or_zero(shifted(args.dc_first, at), span, gradient.dc);
+    load_or_zero(args.dh_first.image(b).at(channel, p), span, gradient.dh);
+    load_or_zero(args.dc_first.image(b).at(channel, p), span, gradient.dc);
   } else {
     load(args.carry_h + at, span, gradient.dh);
     load(args.carry_c + at, span, gradient.dc);
@@ -55,12 +58,14 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
       for (int j = 0; j < V; ++j) gradient.dz[k][j] = A(0);
     }
   } else {
-    load_or_zero(shifted(args.dy, at), span, dy);
+    load_or_zero(args.dy.image(b).at(channel, p), span, dy);
 #pragma unroll
     for (int j = 0; j < V; ++j) gradient.dh[j] += dy[j];
     int64_t same = 0;
-    const CellInputs<S> in = {shifted(image_of(args.c_before, b, same), in_sample), nullptr,
-                              shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
+    const CellInputs<S> in = {image_of(args.c_before, b, same).at(channel, p),
+                              {},
+                              shifted(args.zoneout_mask_h, at),
+                              shifted(args.zoneout_mask_c, at)};
     cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient);
     if (args.detach) {
 #pragma unroll
@@ -70,7 +75,7 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
 #pragma unroll
   for (int k = 0; k < 4; ++k) store(args.dz + at_gate + k * C * P, span, gradient.dz[k]);
   store(args.carry_h + at, span, gradient.dh);
-  store(args.carry_c + at, span, gradient.dc);
+  store_if(args.dc.image(b).at(channel, p), span, gradient.dc);
 }
 
 template <class S, class Act>

@@ -16,6 +16,8 @@ struct ForwardPlan {
 template <class S>
 void forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
   using A = Accumulate<S>;
+  const Frames<S> h_n = args.h_n.frames<S>();
+  const Frames<A> c_n = args.c_n.frames<A>();
   const Context context("conv_lstm_forward", launch);
   Arena arena(launch.scratch);
   const ForwardPlan<S> plan(shape, arena);
@@ -23,19 +25,16 @@ void forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Laun
   const int64_t size = sequence.size();
   plan.input.pack(context, args.weight_ih.as<const S>());
   plan.state.pack(context, args.weight_hh.as<const S>());
-  // The last step of each sample overwrites them; a sample of length 0 has none.
-  context.copy_or_zero(args.h_n.data, args.h_0, size * int64_t(sizeof(S)));
-  context.copy_or_zero(args.c_n.data, args.c_0, size * int64_t(sizeof(A)));
+  if (shape.steps == 0) {
+    pass_through(context, shape, args.h_0.frames<const S>(), h_n);
+    pass_through(context, shape, args.c_0.frames<const A>(), c_n);
+  }
   for (int64_t s = 0; s < shape.steps; ++s) {
     ForwardStepArgs<S> step = sequence.forward_step(s, plan.input, plan.state);
-    step.y = args.y.as<S>() + step.time * size;
-    step.h_n = args.h_n.as<S>();
-    if (args.c.present) {
-      step.c = args.c.as<A>() + step.time * size;
-      step.c_n = args.c_n.as<A>();
-    } else {
-      step.c_running = args.c_n.as<A>();
-    }
+    step.y = args.y.frames<S>().at_time(step.time);
+    step.h_n = h_n;
+    step.c_n = c_n;
+    if (args.c.present) step.c = args.c.as<A>() + step.time * size;
     if (args.gates.present) step.gates = args.gates.as<S>() + step.time * 4 * size;
     run_forward_step(context, is_default_cell(shape.cell), plan.input.grid(shape.batch), step);
   }

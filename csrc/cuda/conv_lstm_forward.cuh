@@ -15,10 +15,11 @@ struct ForwardStepArgs {
   CellArgs<S> cell;
   Images<S> h_before;  // [B, C, P]; read again by zoneout
   Images<A> c_before;
-  A* c_running;                                    // [B, C, P], in place of c_before where c is not saved; else null
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P]
-  S *y, *h_n, *gates;                              // [B, C, P], [B, C, P], [B, 4C, P]; null: not wanted
-  A *c, *c_n;                                      // [B, C, P]; null: not wanted
+  Frames<S> y, h_n;                                // [B, C, P]; null: not wanted
+  Frames<A> c_n;                                   // the same; carries the running state where c is not saved
+  A* c;                                            // [B, C, P]; null: not wanted
+  S* gates;                                        // [B, 4C, P]; null: not wanted
   const int64_t* lengths;                          // [B] or null
   int64_t time, steps;
   bool reverse;
@@ -31,12 +32,21 @@ FUSECELL_DEVICE bool is_last(const ForwardStepArgs<S>& args, int64_t b) {
   return args.time + 1 == args.steps || (args.lengths && args.time + 1 == args.lengths[b]);
 }
 
-// Beyond a sample's length everything is 0, and the state is what it was.
+// Beyond a sample's length everything is 0, and the state is what it was: the initial one, if there is no length.
 template <class S>
-FUSECELL_DEVICE void clear_step(const ForwardStepArgs<S>& args, int64_t at, int64_t at_gate, const Span& span) {
-  const Accumulate<S> zero[kEndPack<S>] = {};
-  store_if(shifted(args.y, at), span, zero);
+FUSECELL_DEVICE void clear_step(const ForwardStepArgs<S>& args, const Span& span, int64_t b, int64_t channel, int64_t p,
+                                int64_t at, int64_t at_gate) {
+  using A = Accumulate<S>;
+  const A zero[kEndPack<S>] = {};
+  store_if(args.y.image(b).at(channel, p), span, zero);
   store_if(shifted(args.c, at), span, zero);
+  if (args.time == 0) {
+    A state[kEndPack<S>];
+    load_or_zero(args.h_before.initial.image(b).at(channel, p), span, state);
+    store_if(args.h_n.image(b).at(channel, p), span, state);
+    load_or_zero(args.c_before.initial.image(b).at(channel, p), span, state);
+    store_if(args.c_n.image(b).at(channel, p), span, state);
+  }
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     store_if(shifted(args.gates, at_gate + k * args.cell.channels * args.cell.pixels), span, zero);
@@ -50,19 +60,20 @@ FUSECELL_DEVICE void finish_step(const ForwardStepArgs<S>& args, const Tile<S>& 
   constexpr int V = kEndPack<S>;
   const int64_t C = args.cell.channels, P = args.cell.pixels, channel = tile.row / 4 + channel_in_tile;
   const int64_t in_sample = channel * P + p, at = b * C * P + in_sample, at_gate = b * 4 * C * P + in_sample;
-  if (args.lengths && args.time >= args.lengths[b]) return clear_step(args, at, at_gate, span);
+  if (args.lengths && args.time >= args.lengths[b]) return clear_step(args, span, b, channel, p, at, at_gate);
   int64_t same = 0;
-  const A* c_image = args.c_running ? args.c_running + b * C * P : image_of(args.c_before, b, same);
-  const A* c_before = shifted(c_image, in_sample);
   A z[4][V];
 #pragma unroll
   for (int k = 0; k < 4; ++k) load(tile.at(4 * channel_in_tile + k, in_tile), span, z[k]);
-  const S* h_before = args.cell.flags.zoneout_h ? shifted(image_of(args.h_before, b, same), in_sample) : nullptr;
-  const CellInputs<S> in = {c_before, h_before, shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
+  CellInputs<S> in = {image_of(args.c_before, b, same).at(channel, p),
+                      {},
+                      shifted(args.zoneout_mask_h, at),
+                      shifted(args.zoneout_mask_c, at)};
+  if (args.cell.flags.zoneout_h) in.h = image_of(args.h_before, b, same).at(channel, p);
+  CellOutputs<S> out = {args.y.image(b).at(channel, p), {}, shifted(args.c, at), {}, shifted(args.gates, at_gate)};
   const bool last = is_last(args, b);
-  A* c_copy = args.c_running ? args.c_running + at : last ? shifted(args.c_n, at) : nullptr;
-  const CellOutputs<S> out = {shifted(args.y, at), last ? shifted(args.h_n, at) : nullptr, shifted(args.c, at), c_copy,
-                              shifted(args.gates, at_gate)};
+  if (last) out.h_copy = args.h_n.image(b).at(channel, p);
+  if (last || !args.c) out.c_copy = args.c_n.image(b).at(channel, p);
   cell_forward<Act>(args.cell, in, channel, p, span, z, out);
 }
 

@@ -2,6 +2,7 @@
 // A convolution that ends in a plain store: the layers' convolution, and the gradients of x and h_0. And the packing of
 // weights that every convolution begins with.
 
+#include "cuda/cell_pack.cuh"
 #include "cuda/correlate.cuh"
 
 namespace fusecell::cuda {
@@ -18,7 +19,6 @@ struct PackArgs {
   const S* weight;  // [O, I, kh, kw]
   Layout layout;
   int64_t out_channels, in_channels, kernel[2], dilation[2];
-  int64_t plane;  // elements of one channel of the image that is read
   int64_t taps, rows, padded_taps, padded_rows;
   Accumulate<S>* packed;  // [padded_taps][padded_rows]
   Tap* tap;               // [padded_taps]
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) pack_weights(const PackArgs<S> args)
   args.packed[i] = value;
   if (row == 0) {
     const int32_t sign = transposed ? -1 : 1;
-    Tap tap = {channel * args.plane, sign * int32_t(kh * args.dilation[0]), sign * int32_t(kw * args.dilation[1])};
+    Tap tap = {int32_t(channel), sign * int32_t(kh * args.dilation[0]), sign * int32_t(kw * args.dilation[1])};
     if (k >= args.taps) tap = {0, kNowhere, kNowhere};
     args.tap[k] = tap;
   }
@@ -59,7 +59,8 @@ struct ConvolutionArgs {
   bool whole;                  // 16-byte accesses are possible
   const S *bias, *mask;        // [rows], [samples, rows, P]; null: none
   const Accumulate<S>* carry;  // [samples, rows, P]; null: none
-  S* out;                      // [samples, rows, P]
+  Frames<S> out;               // [samples, rows, P]: sample n is batch element n % batch at time n / batch
+  int64_t batch;
 };
 
 // out = (convolution + bias) mask + carry
@@ -85,7 +86,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) correlate(const Co
       if (args.mask) value[j] *= mask[j];
       if (args.carry) value[j] += carry[j];
     }
-    store(args.out + at, span, value);
+    const int64_t slot = quotient(n, args.batch);
+    store_if(args.out.at_time(slot).image(n - slot * args.batch).at(tile.row + row, p), span, value);
   });
 }
 

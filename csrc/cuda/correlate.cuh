@@ -79,7 +79,7 @@ class StageLoader {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t at = tile_.first + column_in_tile(half), n = quotient(at, args_.pixels);
-      column_[half] = {nullptr, nullptr, 0, 0};  // beyond the last pixel: reads as zero
+      column_[half] = {};  // beyond the last pixel: reads as zero
       if (n < args_.samples) {
         column_[half] = column_of(operand_->images, operand_->geometry, n, at - n * args_.pixels);
       }

@@ -83,10 +83,11 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Chunk {
   T element[N];
 };
 
-// Up to kPack neighbouring elements. whole: all of them, at an aligned address.
+// Up to kPack elements, `stride` apart. whole: all of them, neighbours, at an aligned address.
 struct Span {
   int count;
   bool whole;
+  int64_t stride = 1;
 };
 
 template <class T, int V, class A>
@@ -101,7 +102,7 @@ FUSECELL_DEVICE void load(const T* from, const Span& span, A (&to)[V]) {
     }
   } else {
 #pragma unroll
-    for (int j = 0; j < V; ++j) to[j] = j < span.count ? A(widen(from[j])) : A(0);
+    for (int j = 0; j < V; ++j) to[j] = j < span.count ? A(widen(from[j * span.stride])) : A(0);
   }
 }
 
@@ -117,7 +118,7 @@ FUSECELL_DEVICE void store(T* to, const Span& span, const A (&from)[V]) {
   if (kBytes < 8 || !span.whole) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      if (j < span.count) to[j] = narrow<T>(from[j]);
+      if (j < span.count) to[j * span.stride] = narrow<T>(from[j]);
     }
     return;
   }

@@ -3,13 +3,13 @@
 // same walk serves the convolution, its transpose (the gradient of its input) and the weights' gradient.
 
 #include "cuda/device.cuh"
+#include "problem/frames.h"
 
 namespace fusecell::cuda {
 
-// One row of the weights: its plane of the image, and how far from the pixel's place it reads.
+// One row of the weights: its channel of the image, and how far from the pixel's place it reads.
 struct alignas(16) Tap {
-  int64_t plane;
-  int32_t h, w;
+  int32_t channel, h, w;
 };
 
 // Pixel (row, column) of the result stands at row * step - low in the source. divide: the transpose of a stride; a tap
@@ -26,13 +26,13 @@ struct Geometry {
 // the step before took place, and from `initial` otherwise. What is null reads as zero.
 template <class T>
 struct Images {
-  const T* data;
-  int64_t image;     // elements of one sample
-  const T* initial;  // [B, image]; null: zero
-  const T* mask;     // [B, image], multiplies; null: none
+  Frames<const T> frames;   // from time `time` + `shift` on
+  Frames<const T> initial;  // null: zero
+  const T* mask;            // [B, mask_image], multiplies; null: none
+  int64_t mask_image;
   int64_t batch, time, steps;
   const int64_t* lengths;  // [B]; null: every step takes place
-  int shift;               // 0: data holds the step itself
+  int shift;               // 0: frames holds the step itself
 };
 
 template <class T>
@@ -42,18 +42,19 @@ FUSECELL_DEVICE bool takes_place(const Images<T>& of, int64_t b, int64_t time) {
 
 // The image of sample n; null reads as zero.
 template <class T>
-FUSECELL_DEVICE const T* image_of(const Images<T>& of, int64_t n, int64_t& b) {
+FUSECELL_DEVICE Image<const T> image_of(const Images<T>& of, int64_t n, int64_t& b) {
   const int64_t slot = quotient(n, of.batch), time = of.time + slot;
   b = n - slot * of.batch;
-  if (!takes_place(of, b, time)) return nullptr;
-  if (of.shift == 0 || takes_place(of, b, time + of.shift)) return of.data ? of.data + n * of.image : nullptr;
-  return of.initial ? of.initial + b * of.image : nullptr;
+  if (!takes_place(of, b, time)) return {};
+  if (of.shift == 0 || takes_place(of, b, time + of.shift)) return of.frames.at_time(slot).image(b);
+  return of.initial.image(b);
 }
 
-// A pixel of the result, as a source sees it.
+// A pixel of the result, as a source sees it. Strides in 32 bits: a tap's place costs no more than without them.
 template <class T>
 struct Column {
   const T *image, *mask;
+  int32_t channel, pixel;  // strides of the image
   int32_t h, w;
 };
 
@@ -61,8 +62,11 @@ template <class T>
 FUSECELL_DEVICE Column<T> column_of(const Images<T>& images, const Geometry& g, int64_t n, int64_t p) {
   int64_t b = 0;
   Column<T> column;
-  column.image = image_of(images, n, b);
-  column.mask = images.mask ? images.mask + b * images.image : nullptr;
+  const Image<const T> image = image_of(images, n, b);
+  column.image = image.data;
+  column.channel = int32_t(image.channel);
+  column.pixel = int32_t(image.pixel);
+  column.mask = images.mask ? images.mask + b * images.mask_image : nullptr;
   const auto row = int32_t(quotient(p, g.columns));
   column.h = row * g.step[0] - g.low[0];
   column.w = int32_t(p - int64_t(row) * g.columns) * g.step[1] - g.low[1];
@@ -80,9 +84,10 @@ FUSECELL_DEVICE Accumulate<T> gather(const Column<T>& column, const Geometry& g,
   // As unsigned numbers: what is negative is beyond the end, too.
   const bool inside = uint32_t(h) < uint32_t(g.extent[0]) && uint32_t(w) < uint32_t(g.extent[1]);
   if (!inside || !column.image) return Accumulate<T>(0);
-  const int64_t at = tap.plane + int64_t(h) * g.extent[1] + w;
-  const Accumulate<T> value = widen(column.image[at]);
-  return column.mask ? value * widen(column.mask[at]) : value;
+  const int32_t p = h * g.extent[1] + w;
+  const Accumulate<T> value = widen(column.image[int64_t(tap.channel) * column.channel + int64_t(p) * column.pixel]);
+  if (!column.mask) return value;
+  return value * widen(column.mask[int64_t(tap.channel) * (g.extent[0] * g.extent[1]) + p]);
 }
 
 }  // namespace fusecell::cuda

@@ -56,10 +56,6 @@ class Context {
     if (bytes == 0) return;
     check(op_, cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_));
   }
-  // A state that may be absent: zero.
-  void copy_or_zero(void* to, const Tensor& from, int64_t bytes) const {
-    from.present ? copy(to, from.data, bytes) : zero(to, bytes);
-  }
 
  private:
   static constexpr unsigned kBlock = 256;  // kThreads of device.cuh
@@ -88,6 +84,14 @@ inline dim3 grid_for(int64_t n) {
 template <class... Pointers>
 bool all_aligned(int64_t row_bytes, const Pointers*... pointers) {
   return row_bytes % 16 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// The same of images; those whose pixels are not neighbours are read and written one by one.
+template <class T>
+bool aligned(const Frames<T>& frames) {
+  const Strides& by = frames.by;
+  const auto whole = [](int64_t elements) { return elements * int64_t(sizeof(T)) % 16 == 0; };
+  return by.pixel != 1 || (all_aligned(0, frames.data) && whole(by.time) && whole(by.batch) && whole(by.channel));
 }
 
 inline Stored stored_as(DType dtype) {

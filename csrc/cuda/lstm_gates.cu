@@ -24,11 +24,15 @@ void forward(const LstmGatesForward& args, const LstmGatesShape& shape, const La
   k.planes = shape.batch * shape.channels;
   k.packs = ceil_div(shape.pixels, kPack<S>);
   k.z = args.z.as<const S>();
-  k.in = {args.c.as<const A>(), k.cell.flags.zoneout_h ? args.h.as<const S>() : nullptr,
-          args.zoneout_mask_h.as<const uint8_t>(), args.zoneout_mask_c.as<const uint8_t>()};
-  k.out = {args.h_out.as<S>(), nullptr, args.c_out.as<A>(), nullptr, args.gates.as<S>()};
-  k.cell.whole = all_aligned(shape.pixels * int64_t(sizeof(S)), k.z, k.in.c, k.in.h, k.out.h, k.out.c, k.out.gates,
-                             k.cell.bias, k.cell.peephole);
+  k.h = k.cell.flags.zoneout_h ? args.h.as<const S>() : nullptr;
+  k.c = args.c.as<const A>();
+  k.zoneout_mask_h = args.zoneout_mask_h.as<const uint8_t>();
+  k.zoneout_mask_c = args.zoneout_mask_c.as<const uint8_t>();
+  k.h_out = args.h_out.as<S>();
+  k.gates = args.gates.as<S>();
+  k.c_out = args.c_out.as<A>();
+  k.cell.whole = all_aligned(shape.pixels * int64_t(sizeof(S)), k.z, k.c, k.h, k.h_out, k.c_out, k.gates, k.cell.bias,
+                             k.cell.peephole);
   const auto kernel =
       is_default_cell(shape.cell) ? gates_forward<S, SigmoidTanh<A>> : gates_forward<S, AnyActivation<A>>;
   context.run("gates_forward", kernel, grid_for(k.planes * k.packs), k);
@@ -81,15 +85,16 @@ class Backward {
     k.batch = shape_.batch;
     k.packs = plan_.packs;
     k.gates = args_.gates.as<const S>();
-    k.in = {args_.c.as<const A>(), nullptr, args_.zoneout_mask_h.as<const uint8_t>(),
-            args_.zoneout_mask_c.as<const uint8_t>()};
+    k.c = args_.c.as<const A>();
+    k.zoneout_mask_h = args_.zoneout_mask_h.as<const uint8_t>();
+    k.zoneout_mask_c = args_.zoneout_mask_c.as<const uint8_t>();
     k.dh = args_.dh.as<const S>();
     k.dc = args_.dc.as<const A>();
     k.dz = args_.dz.as<S>();
     k.dh_before = args_.dh_before.as<S>();
     k.dc_before = args_.dc_before.as<A>();
     k.partial = sums ? plan_.of_blocks : nullptr;
-    k.cell.whole = all_aligned(shape_.pixels * int64_t(sizeof(S)), k.gates, k.in.c, k.dh, k.dc, k.dz, k.dh_before,
+    k.cell.whole = all_aligned(shape_.pixels * int64_t(sizeof(S)), k.gates, k.c, k.dh, k.dc, k.dz, k.dh_before,
                                k.dc_before, k.cell.peephole);
     const auto kernel =
         is_default_cell(shape_.cell) ? gates_backward<S, SigmoidTanh<A>> : gates_backward<S, AnyActivation<A>>;
@@ -115,7 +120,7 @@ class Backward {
     k.peephole = peephole;
     k.per_pixel = true;
     k.gates = args_.gates.as<const S>();
-    k.c_before = plain_images(args_.c.as<const A>(), shape_.channels * shape_.pixels, shape_.batch);
+    k.c_before = plain_images(args_.c.as<const A>(), shape_.channels, shape_.pixels, shape_.batch);
     k.gate_kind = cell_.gate_kind;
     k.state_kind = cell_.state_kind;
     k.activation = cell_.activation;

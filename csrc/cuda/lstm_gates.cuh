@@ -17,9 +17,11 @@ template <class S>
 struct GatesForwardArgs {
   CellArgs<S> cell;
   int64_t planes, packs;  // B * C, and packs of pixels in a plane
-  const S* z;             // [B, 4C, P]
-  CellInputs<S> in;       // [B, C, P] each
-  CellOutputs<S> out;     // [B, C, P] each, gates as z
+  const S *z, *h;         // [B, 4C, P], [B, C, P]; h: null where nothing reads it
+  const Accumulate<S>* c;
+  const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // null: none
+  S *h_out, *gates;                                // gates as z; null: not wanted
+  Accumulate<S>* c_out;
 };
 
 template <class S, class Act>
@@ -35,9 +37,9 @@ __global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_forward(
   Accumulate<S> z[4][V];
 #pragma unroll
   for (int k = 0; k < 4; ++k) load(args.z + at_gate + k * C * P, span, z[k]);
-  const CellInputs<S> in = {args.in.c + at, shifted(args.in.h, at), shifted(args.in.zoneout_mask_h, at),
-                            shifted(args.in.zoneout_mask_c, at)};
-  const CellOutputs<S> out = {args.out.h + at, nullptr, args.out.c + at, nullptr, shifted(args.out.gates, at_gate)};
+  const CellInputs<S> in = {
+      {args.c + at}, {shifted(args.h, at)}, shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
+  const CellOutputs<S> out = {{args.h_out + at}, {}, args.c_out + at, {}, shifted(args.gates, at_gate)};
   cell_forward<Act>(args.cell, in, channel, p, span, z, out);
 }
 
@@ -49,10 +51,11 @@ struct GatesBackwardArgs {
   CellArgs<S> cell;
   int64_t batch, packs;
   const S* gates;  // [B, 4C, P]
-  CellInputs<S> in;
-  const S* dh;              // null: zero
-  const Accumulate<S>* dc;  // null: zero
-  S *dz, *dh_before;        // dh_before: null where not wanted
+  const Accumulate<S>* c;
+  const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // null: none
+  const S* dh;                                     // null: zero
+  const Accumulate<S>* dc;                         // null: zero
+  S *dz, *dh_before;                               // dh_before: null where not wanted
   Accumulate<S>* dc_before;
   double*
       partial;  // [gridDim.x][7C]: per block, rows i, f, g, o of the bias, i, f, o of the peepholes; null: not wanted
@@ -98,8 +101,7 @@ __global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_backward
     CellGradient<S, V> gradient;
     load_or_zero(shifted(args.dh, at), span, gradient.dh);
     load_or_zero(shifted(args.dc, at), span, gradient.dc);
-    const CellInputs<S> in = {args.in.c + at, nullptr, shifted(args.in.zoneout_mask_h, at),
-                              shifted(args.in.zoneout_mask_c, at)};
+    const CellInputs<S> in = {{args.c + at}, {}, shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
     cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient);
 #pragma unroll
     for (int k = 0; k < 4; ++k) store(args.dz + at_gate + k * C * P, span, gradient.dz[k]);

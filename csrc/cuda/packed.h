@@ -14,7 +14,7 @@ namespace fusecell::cuda {
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
-// Kernels count rows and columns of an image in 32 bits.
+// Kernels count rows, columns and pixels of an image in 32 bits.
 inline void expect_extents(const ConvolutionShape& conv) {
   constexpr int64_t kLargest = int64_t(1) << 29;
   for (int axis = 0; axis < 2; ++axis) {
@@ -22,6 +22,8 @@ inline void expect_extents(const ConvolutionShape& conv) {
     const int64_t most = std::max({conv.in[axis], conv.out[axis] * conv.stride[axis], reach});
     if (most > kLargest) value_error("x", "extents up to 2^29 on a GPU", std::to_string(most));
   }
+  const int64_t pixels = std::max(conv.in_pixels(), conv.out_pixels());
+  if (pixels > INT32_MAX) value_error("x", "images of less than 2^31 pixels on a GPU", std::to_string(pixels));
   if (conv.out_channels > kMostGridRows) {
     value_error("weight", "at most 65535 rows on a GPU", std::to_string(conv.out_channels));
   }
@@ -40,10 +42,14 @@ void run_parameter_gradient(const Context& context, dim3 grid, const ParameterGr
 template <class T>
 void run_reduce_parts(const Context& context, const ReduceArgs<T>& args);
 
-// Samples that all take place.
+// Samples that all take place, C-contiguous.
 template <class T>
-Images<T> plain_images(const T* data, int64_t image, int64_t samples) {
-  return {data, image, nullptr, nullptr, std::max<int64_t>(samples, 1), 0, 1, nullptr, 0};
+Images<T> plain_images(const T* data, int64_t channels, int64_t pixels, int64_t samples) {
+  Images<T> images{};
+  images.frames = contiguous_frames(data, samples, channels, pixels);
+  images.batch = std::max<int64_t>(samples, 1);
+  images.steps = 1;
+  return images;
 }
 
 template <class S>
@@ -62,7 +68,6 @@ class PackedWeights {
   }
 
   void pack(const Context& context, const S* weight) const {
-    const bool transposed = layout_ == Layout::transposed;
     PackArgs<S> args{};
     args.weight = weight;
     args.layout = layout_;
@@ -72,7 +77,6 @@ class PackedWeights {
       args.kernel[axis] = conv_.kernel[axis];
       args.dilation[axis] = conv_.dilation[axis];
     }
-    args.plane = transposed ? conv_.out_pixels() : conv_.in_pixels();
     args.taps = taps_;
     args.rows = rows_;
     args.padded_taps = padded_taps_;
@@ -118,12 +122,12 @@ class PackedWeights {
     return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(padded_rows_ / (kRowsPerThread << group_shift_)));
   }
 
-  // A convolution with a plain ending; the caller sets bias, mask and carry.
+  // A convolution with a plain ending; the caller sets bias, mask, carry, out and batch.
   void run(const Context& context, const Images<S>& images, int64_t samples, ConvolutionArgs<S> args) const {
     args.correlate = correlate_args(samples);
     args.correlate.operand[0] = operand(images);
     args.rows = rows_;
-    args.whole = all_aligned(pixels() * int64_t(sizeof(S)), args.mask, args.carry, args.out);
+    args.whole = all_aligned(pixels() * int64_t(sizeof(S)), args.mask, args.carry) && aligned(args.out);
     run_correlate(context, grid(samples), args);
   }
 

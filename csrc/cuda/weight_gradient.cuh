@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradient
       const int64_t at = first + next * kGradientDepth + load_pixel, n = quotient(at, args.pixels);
       const int64_t p = at - n * args.pixels;
       const bool inside = at < end;
-      Column<S> column = {nullptr, nullptr, 0, 0};
+      Column<S> column = {};
       if (inside) column = column_of(args.images, args.geometry, n, p);
 #pragma unroll
       for (int i = 0; i < kGradientLoads; ++i) {
@@ -129,8 +129,8 @@ FUSECELL_DEVICE Accumulate<S> parameter_term(const ParameterGradientArgs<S>& arg
   const Images<A>& states = args.c_before;
   const int64_t slot = quotient(n, states.batch);
   if (!takes_place(states, n - slot * states.batch, states.time + slot)) return A(0);
-  const A* state = image_of(states, n, b);
-  const A c = state ? state[channel * P + p] : A(0);
+  const Pixels<const A> state = image_of(states, n, b).at(channel, p);
+  const A c = state.data ? *state.data : A(0);
   const S* gates = args.gates + (n * 4 * C + channel) * P + p;
   const A dz = widen(args.dz[(n * 4 * C + (which == 2 ? 3 : which) * C + channel) * P + p]);
   if (which < 2) return dz * c;

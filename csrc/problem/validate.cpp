@@ -22,6 +22,14 @@ std::string to_string(const Shape& shape) {
   return text + ")";
 }
 
+Strides Tensor::image_strides() const {
+  const size_t B = shape.size() - 4, C = B + 1, H = B + 2, W = B + 3;
+  const int64_t pixels = shape[H] * shape[W];
+  if (strides.empty()) return contiguous_frames<void>(nullptr, shape[B], shape[C], pixels).by;
+  const auto stride = [&](size_t axis) { return shape[axis] > 1 ? strides[axis] : 0; };  // of one element: any number
+  return {B > 0 ? stride(0) : 0, stride(B), stride(C), shape[W] > 1 ? strides[W] : pixels > 1 ? strides[H] : 1};
+}
+
 namespace {
 
 // --------------------------------------------------------------------------------------------------- small rules
@@ -59,12 +67,38 @@ void expect_half(const std::string& name, double value) {
   if (value != 0.0 && value != 0.5 && value != 1.0) value_error(name, "0, 0.5 or 1", number(value));
 }
 
+void expect_floating_dtype(const std::string& name, const Tensor& tensor) {
+  expect_present(name, tensor);
+  if (tensor.dtype == DType::float32 || tensor.dtype == DType::float64) return;
+  const bool half = backend::traits().half_precision;
+  if (half && is_half_precision(tensor.dtype)) return;
+  type_error(name, half ? "dtype float32, float64, bfloat16 or float16" : "dtype float32 or float64",
+             tensor.dtype_given);
+}
+
+bool is_empty(const Shape& shape) { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }
+
+[[noreturn]] void refuse_strides(const std::string& name, const Tensor& tensor, const std::string& expected) {
+  value_error(name, expected, "strides " + to_string(tensor.strides));
+}
+
+void expect_stride_of_each_axis(const std::string& name, const Tensor& tensor) {
+  if (tensor.strides.size() != tensor.shape.size()) {
+    refuse_strides(name, tensor, std::to_string(tensor.shape.size()) + " strides");
+  }
+}
+
+void expect_array(const std::string& name, const Tensor& tensor, DType dtype) {
+  expect_present(name, tensor);
+  expect_dtype(name, tensor, dtype);
+  expect_contiguous(name, tensor);
+}
+
 enum class Need { required, optional };
 
 void expect(const std::string& name, const Tensor& tensor, DType dtype, const Shape& shape, Need need) {
   if (!tensor.present && need == Need::optional) return;
-  expect_present(name, tensor);
-  expect_dtype(name, tensor, dtype);
+  expect_array(name, tensor, dtype);
   expect_shape(name, tensor, shape);
 }
 
@@ -79,12 +113,55 @@ Shape joined(Shape front, const Shape& back) {
 bool expect_per_channel_or_pixel(const std::string& name, const Tensor& tensor, DType dtype, int64_t blocks,
                                  const Shape& spatial) {
   if (!tensor.present) return false;
-  expect_dtype(name, tensor, dtype);
+  expect_array(name, tensor, dtype);
   const Shape per_channel = {blocks}, per_pixel = joined({blocks}, spatial);
   if (tensor.shape != per_channel && tensor.shape != per_pixel) {
     value_error(name, to_string(per_channel) + " or " + to_string(per_pixel), to_string(tensor.shape));
   }
   return tensor.shape != per_channel;
+}
+
+// --------------------------------------------------------------------------------------------------------- strides
+enum class Role { input, output };
+
+// The axes along which there is more than one element, the one with the smallest stride first.
+std::vector<size_t> axes_by_stride(const Tensor& tensor) {
+  std::vector<size_t> axes;
+  for (size_t axis = 0; axis < tensor.shape.size(); ++axis) {
+    if (tensor.shape[axis] > 1) axes.push_back(axis);
+  }
+  std::sort(axes.begin(), axes.end(), [&](size_t a, size_t b) { return tensor.strides[a] < tensor.strides[b]; });
+  return axes;
+}
+
+// Of a sequence or a state: H and W are one axis, and no element of an output stands in another's place.
+void expect_strides(const std::string& name, const Tensor& tensor, Role role) {
+  const Shape &shape = tensor.shape, &strides = tensor.strides;
+  const auto refuse = [&](const std::string& expected) { refuse_strides(name, tensor, expected); };
+  if (strides.empty()) return;
+  expect_stride_of_each_axis(name, tensor);
+  if (*std::min_element(strides.begin(), strides.end()) < 0) refuse("strides of at least 0");
+  if (is_empty(shape)) return;
+  int64_t span = 0;  // from the first element to the last, along the axes so far
+  for (size_t axis : axes_by_stride(tensor)) {
+    if (role == Role::output && strides[axis] <= span) refuse("strides that keep the elements of an output apart");
+    if (strides[axis] > (kLargestSize - span) / (shape[axis] - 1)) refuse("strides within 2^46 elements");
+    span += (shape[axis] - 1) * strides[axis];
+  }
+  const size_t H = shape.size() - 2, W = shape.size() - 1;
+  const int64_t stride_h = shape[W] * strides[W];
+  if (shape[H] > 1 && shape[W] > 1 && strides[H] != stride_h) {
+    refuse("strides with H and W as one axis, the last two " + to_string({stride_h, strides[W]}));
+  }
+}
+
+void expect_images(const std::string& name, const Tensor& tensor, DType dtype, const Shape& shape, Need need,
+                   Role role) {
+  if (!tensor.present && need == Need::optional) return;
+  expect_present(name, tensor);
+  expect_dtype(name, tensor, dtype);
+  expect_shape(name, tensor, shape);
+  expect_strides(name, tensor, role);
 }
 
 // ---------------------------------------------------------------------------------------------------- convolution
@@ -237,13 +314,20 @@ ActivationParameters<double> activation_parameters(double slope, double alpha, d
   return {slope, alpha, at_zero};
 }
 
+void expect_contiguous(const std::string& name, const Tensor& tensor) {
+  if (tensor.strides.empty()) return;
+  expect_stride_of_each_axis(name, tensor);
+  int64_t stride = 1;
+  for (size_t axis = tensor.shape.size(); axis-- > 0 && !is_empty(tensor.shape);) {
+    const int64_t extent = tensor.shape[axis];
+    if (extent > 1 && tensor.strides[axis] != stride) refuse_strides(name, tensor, "a C-contiguous array");
+    stride = checked_product(name, {stride, extent});
+  }
+}
+
 void expect_floating(const std::string& name, const Tensor& tensor) {
-  expect_present(name, tensor);
-  if (tensor.dtype == DType::float32 || tensor.dtype == DType::float64) return;
-  const bool half = backend::traits().half_precision;
-  if (half && is_half_precision(tensor.dtype)) return;
-  type_error(name, half ? "dtype float32, float64, bfloat16 or float16" : "dtype float32 or float64",
-             tensor.dtype_given);
+  expect_floating_dtype(name, tensor);
+  expect_contiguous(name, tensor);
 }
 
 void expect_one(const std::string& name, const Tensor& tensor, DType dtype) {
@@ -258,6 +342,7 @@ void expect_like(const std::string& name, const Tensor& tensor, const Tensor& ot
   if (tensor.shape != other.shape) {
     value_error(name, to_string(other.shape) + ", that of " + other_name, to_string(tensor.shape));
   }
+  expect_contiguous(name, tensor);
 }
 
 Conv2dShape validate(const Conv2dForward& args, Stage stage) {
@@ -265,8 +350,7 @@ Conv2dShape validate(const Conv2dForward& args, Stage stage) {
   const DType dtype = args.x.dtype;
   expect_rank("x", args.x, "[B, I, H, W]", 4);
   expect_extents("x", args.x, 1, 1);
-  expect_present("weight", args.weight);
-  expect_dtype("weight", args.weight, dtype);
+  expect_array("weight", args.weight, dtype);
   expect_rank("weight", args.weight, "[O, I, kh, kw]", 4);
   expect_extents("weight", args.weight, 0, 1);
   const Shape& w = args.weight.shape;
@@ -293,8 +377,7 @@ Conv2dShape validate(const Conv2dBackward& args, Stage stage) {
 LstmGatesShape validate(const LstmGatesForward& args, Stage stage) {
   expect_floating("z", args.z);
   const DType dtype = args.z.dtype, cell_dtype = state_dtype(dtype);
-  expect_present("c", args.c);
-  expect_dtype("c", args.c, cell_dtype);
+  expect_array("c", args.c, cell_dtype);
   if (args.c.shape.size() < 2) value_error("c", "shape [B, C, ...]", to_string(args.c.shape));
   expect_extents("c", args.c, 1, 1);
   LstmGatesShape shape;
@@ -336,13 +419,13 @@ LstmGatesShape validate(const LstmGatesBackward& args, Stage stage) {
 }
 
 ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
-  expect_floating("x", args.x);
+  expect_floating_dtype("x", args.x);
   const DType dtype = args.x.dtype;
   expect_rank("x", args.x, "[T, B, Cin, Hin, Win]", 5);
   expect_extents("x", args.x, 2, 1);
+  expect_strides("x", args.x, Role::input);
   const auto expect_weight = [dtype](const char* name, const Tensor& weight, const char* dimensions) {
-    expect_present(name, weight);
-    expect_dtype(name, weight, dtype);
+    expect_array(name, weight, dtype);
     expect_rank(name, weight, dimensions, 4);
     expect_extents(name, weight, 0, 1);
   };
@@ -375,15 +458,15 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
   shape.cell.bias_per_pixel = expect_per_channel_or_pixel("bias", args.bias, dtype, w[0], spatial);
   shape.cell.peephole_per_pixel =
       expect_per_channel_or_pixel("peephole", args.peephole, dtype, 3 * shape.channels, spatial);
-  expect("h_0", args.h_0, dtype, state, Need::optional);
-  expect("c_0", args.c_0, cell_dtype, state, Need::optional);
+  expect_images("h_0", args.h_0, dtype, state, Need::optional, Role::input);
+  expect_images("c_0", args.c_0, cell_dtype, state, Need::optional, Role::input);
   validate_lengths(args.lengths, shape.steps, shape.batch);
   expect("dropout_mask", args.dropout_mask, dtype, state, Need::optional);
   expect("zoneout_mask_h", args.zoneout_mask_h, DType::uint8, sequence, Need::optional);
   expect("zoneout_mask_c", args.zoneout_mask_c, DType::uint8, sequence, Need::optional);
-  expect("y", args.y, dtype, sequence, required_at_run(stage));
-  expect("h_n", args.h_n, dtype, state, required_at_run(stage));
-  expect("c_n", args.c_n, cell_dtype, state, required_at_run(stage));
+  expect_images("y", args.y, dtype, sequence, required_at_run(stage), Role::output);
+  expect_images("h_n", args.h_n, dtype, state, required_at_run(stage), Role::output);
+  expect_images("c_n", args.c_n, cell_dtype, state, required_at_run(stage), Role::output);
   expect("gates", args.gates, dtype, joined({shape.steps, shape.batch, w[0]}, spatial), Need::optional);
   expect("c", args.c, cell_dtype, sequence, Need::optional);
   return shape;
@@ -394,18 +477,18 @@ ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
   const DType cell_dtype = state_dtype(shape.dtype);
   const Shape state = {shape.batch, shape.channels, shape.input.out[0], shape.input.out[1]};
   const Shape sequence = joined({shape.steps}, state);
-  expect("y", args.y, shape.dtype, sequence, required_at_run(stage));
+  expect_images("y", args.y, shape.dtype, sequence, required_at_run(stage), Role::output);
   expect("c", args.c, cell_dtype, sequence, required_at_run(stage));
-  expect("dy", args.dy, shape.dtype, sequence, Need::optional);
-  expect("dh_n", args.dh_n, shape.dtype, state, Need::optional);
-  expect("dc_n", args.dc_n, cell_dtype, state, Need::optional);
-  expect("dx", args.dx, shape.dtype, args.x.shape, Need::optional);
+  expect_images("dy", args.dy, shape.dtype, sequence, Need::optional, Role::input);
+  expect_images("dh_n", args.dh_n, shape.dtype, state, Need::optional, Role::input);
+  expect_images("dc_n", args.dc_n, cell_dtype, state, Need::optional, Role::input);
+  expect_images("dx", args.dx, shape.dtype, args.x.shape, Need::optional, Role::output);
   expect("dweight_ih", args.dweight_ih, shape.dtype, args.weight_ih.shape, Need::optional);
   expect("dweight_hh", args.dweight_hh, shape.dtype, args.weight_hh.shape, Need::optional);
   if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
   if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
-  expect("dh_0", args.dh_0, shape.dtype, state, Need::optional);
-  expect("dc_0", args.dc_0, cell_dtype, state, Need::optional);
+  expect_images("dh_0", args.dh_0, shape.dtype, state, Need::optional, Role::output);
+  expect_images("dc_0", args.dc_0, cell_dtype, state, Need::optional, Role::output);
   return shape;
 }
 

@@ -28,7 +28,8 @@ void expect_rate(const std::string& name, double rate);
 
 void validate(const backend::Update& args);
 
-// For the elementwise ops: a floating tensor, one of the same dtype and shape, and a single number.
+// For the elementwise ops: a C-contiguous tensor, a floating one, one of the same dtype and shape, a single number.
+void expect_contiguous(const std::string& name, const Tensor& tensor);
 void expect_floating(const std::string& name, const Tensor& tensor);
 void expect_one(const std::string& name, const Tensor& tensor, DType dtype);
 void expect_like(const std::string& name, const Tensor& tensor, const Tensor& other, const std::string& other_name);

@@ -1,12 +1,13 @@
 """The compiled CPU backend. Private: `fusecell._dispatch` is its only user, `fusecell.ops` the API.
 
-An array is (pointer, shape, dtype name), C-contiguous. A launch is (scratch, its bytes, threads, GPU, stream).
+An array is (pointer, shape, dtype name), C-contiguous, or (pointer, shape, dtype name, strides in elements), which the
+sequences and states of `conv_lstm` may have in other layouts. A launch is (scratch, its bytes, threads, GPU, stream).
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-_Array = tuple[int, tuple[int, ...], str]
+_Array = tuple[int, tuple[int, ...], str] | tuple[int, tuple[int, ...], str, tuple[int, ...]]
 _Launch = tuple[int, int, int, int, int]
 _Arrays = dict[str, _Array]
 _Options = dict[str, Any]

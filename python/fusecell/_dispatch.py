@@ -21,8 +21,11 @@ import numpy as np
 from fusecell import _cpu
 from fusecell._typing import Array
 
-Descriptor = tuple[int, tuple[int, ...], str]
-"""Where an array lies, its shape, the name of its dtype: C-contiguous, native byte order."""
+Descriptor = tuple[int, tuple[int, ...], str] | tuple[int, tuple[int, ...], str, tuple[int, ...]]
+"""Where an array lies, its shape, the name of its dtype: native byte order, C-contiguous.
+
+With its strides in elements as a fourth it need not be contiguous where the core takes other layouts: docs/cell.md.
+"""
 
 LaunchFields = tuple[int, int, int, int, int]
 """Scratch memory and its bytes, threads, number of the GPU, its stream."""
