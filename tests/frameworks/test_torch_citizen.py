@@ -28,6 +28,14 @@ def _seeded():
     torch.manual_seed(7)
 
 
+def lay(x, batch_first, channels_last):
+    """The sequence [T, B, C, H, W] with another order in memory."""
+    order = (1, 0) if batch_first else (0, 1)
+    order += (3, 4, 2) if channels_last else (2, 3, 4)
+    back = sorted(range(5), key=order.__getitem__)
+    return x.permute(order).contiguous().permute(back)
+
+
 def draw(*shape, dtype=torch.float64, grad=True):
     return torch.randn(*shape, dtype=dtype).requires_grad_(grad)
 
@@ -102,17 +110,6 @@ def test_opcheck_layouts(batch_first, channels_last):
     inputs["x"] = lay(inputs["x"].detach(), batch_first, channels_last).requires_grad_()
     arguments = (*inputs.values(), *[None] * 4, options(), "gates")
     torch.library.opcheck(_conv_lstm.conv_lstm, arguments)
-
-
-def lay(x, batch_first, channels_last):
-    """The sequence [T, B, C, H, W] with another order in memory."""
-    if channels_last:
-        x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    if batch_first:
-        x = x.permute(1, 0, 3, 4, 2) if channels_last else x.transpose(0, 1)
-        x = x.contiguous()
-        x = x.permute(1, 0, 4, 2, 3) if channels_last else x.transpose(0, 1)
-    return x
 
 
 @pytest.mark.parametrize("spatial", [(), (4,), (2, 3, 2)], ids=str)
@@ -234,6 +231,102 @@ def test_only_what_is_needed_is_computed(monkeypatch):
     run(*inputs)[0].sum().backward()
     assert asked[-1] == {"dweight_hh", "dbias", "dpeephole"}
     assert arguments["x"].grad is None
+
+
+# ------------------------------------------------------------------------------------------------------------ layouts
+def pixels_of_channels_last(frames):
+    return frames.movedim(-3, -1).is_contiguous()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_layouts_come_out_as_they_went_in(batch_first, channels_last, num_layers, bidirectional):
+    module = ft.ConvLSTM2d(I, C, 3, num_layers, batch_first=batch_first, bidirectional=bidirectional)
+    plain_one = copy.deepcopy(module)
+    plain_one.batch_first = False
+    cells = num_layers * (1 + bidirectional)
+    x, hx = torch.randn(T, B, I, H, W), (torch.randn(cells, B, C, H, W), torch.randn(cells, B, C, H, W))
+    given = lay(x, batch_first, channels_last)
+    turned = (given.transpose(0, 1) if batch_first else given).requires_grad_()
+    y, (h_n, c_n) = module(turned, hx)
+    x.requires_grad_()
+    expected, states = plain_one(x, hx)
+    for mine, theirs in zip((y.transpose(0, 1) if batch_first else y, h_n, c_n), (expected, *states), strict=True):
+        assert torch.equal(mine, theirs)
+    for frames in (y, h_n, c_n):
+        assert pixels_of_channels_last(frames) if channels_last else frames.is_contiguous()
+    sent = torch.randn_like(expected)
+    expected.backward(sent)
+    y.backward(
+        lay(sent, batch_first, channels_last).transpose(0, 1) if batch_first else lay(sent, False, channels_last)
+    )
+    assert torch.equal(turned.grad.transpose(0, 1) if batch_first else turned.grad, x.grad)
+    assert turned.grad.stride() == turned.stride()
+    for p, q in zip(module.parameters(), plain_one.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_kernels_read_and_write_the_callers_memory(monkeypatch, batch_first, channels_last):
+    """No copy on the way in or out."""
+    places = {}
+    original = _memory.run
+
+    def record(op, device, given, core, key, others, **keywords):
+        places.update({name: described[0] for name, described in {**given, **others}.items()})
+        original(op, device, given, core, key, others, **keywords)
+
+    monkeypatch.setattr(_memory, "run", record)
+    module = ft.ConvLSTM2d(I, C, 3, batch_first=batch_first)
+    x, state = lay(torch.randn(T, B, I, H, W), batch_first, channels_last), torch.randn(1, B, C, H, W)
+    x = (x.transpose(0, 1) if batch_first else x).requires_grad_()
+    y, (h_n, c_n) = module(x, (state, state))
+    sent = torch.randn_like(y)
+    (dx,) = torch.autograd.grad([y, c_n], x, [sent, torch.ones(()).expand(c_n.shape)])
+    for name, tensor in {"x": x, "y": y, "h_n": h_n, "c_n": c_n, "dx": dx, "dy": sent, "h_0": state}.items():
+        assert places[name] == tensor.data_ptr(), name
+
+
+def test_channels_last_of_one_input_channel_is_told_by_the_weights():
+    """[B, 1, H, W] lies the same either way; `module.to(memory_format=torch.channels_last)` says what is meant."""
+    cell = ft.ConvLSTMCell2d(1, 3, 3)
+    x = torch.randn(B, 1, H, W)
+    h, c = cell(x)
+    assert h.is_contiguous()
+    turned = copy.deepcopy(cell).to(memory_format=torch.channels_last)
+    h_2, c_2 = turned(x)
+    assert torch.equal(h, h_2)
+    assert torch.equal(c, c_2)
+    for state in (h_2, c_2):
+        assert state.is_contiguous(memory_format=torch.channels_last)
+    h_2.sum().backward()
+    h.sum().backward()
+    assert torch.equal(turned.weight_hh.grad, cell.weight_hh.grad)
+
+
+def test_odd_strides():
+    """Transposed images, every second frame, some of the channels, expanded: the same numbers."""
+    module = ft.ConvLSTM2d(I, C, 3)
+    whole = torch.randn(2 * T, B, I + 2, W, H)
+    for x in (
+        whole[:T, :, :I].transpose(-1, -2),
+        whole[::2, :, 1 : I + 1],
+        whole[:T, :1, :I].expand(T, B, I, W, H),
+        whole[:T, :, :I, ::2, ::2],
+    ):
+        views, copies = x.requires_grad_(), x.detach().contiguous().requires_grad_()
+        y, expected = module(views)[0], module(copies)[0]
+        assert torch.equal(y, expected)
+        gradients = [torch.autograd.grad(o.square().sum(), i)[0] for o, i in ((y, views), (expected, copies))]
+        assert torch.equal(*gradients)
+        torch.library.opcheck(
+            _conv_lstm.conv_lstm,
+            (views.detach(), module.weight_ih_l0, module.weight_hh_l0, *[None] * 8, options(), "gates"),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- compile, export

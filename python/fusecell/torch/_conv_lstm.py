@@ -52,9 +52,9 @@ def _forward(*args: Any) -> Tensors:
 
 
 def _outputs(
-    x: Tensor, weight_hh: Tensor, sequence: tuple[Any, ...], gates: tuple[Any, ...], save: str
+    x: Tensor, frames_last: bool, sequence: tuple[Any, ...], gates: tuple[Any, ...], save: str
 ) -> tuple[Tensor, ...]:
-    cell, frames_last = cell_dtype(x.dtype), follows(x, weight_hh)
+    cell = cell_dtype(x.dtype)
     y = empty_sequence(sequence, frames_last, is_batch_first(x), x, x.dtype)
     h_n = empty_frames(sequence[1:], frames_last, x, x.dtype)
     c_n = empty_frames(sequence[1:], frames_last, x, cell)
@@ -64,13 +64,13 @@ def _outputs(
 
 
 def _run_forward(given: Given, options: str, save: str) -> Tensors:
-    given = _placed(given)
-    x, weight_hh, core = given["x"], given["weight_hh"], parsed(options)
+    x, weight_hh = given["x"], given["weight_hh"]
     assert x is not None
     assert weight_hh is not None
+    frames_last, given, core = follows(x, weight_hh), _placed(given), parsed(options)
     described = _memory.describe_all(given, x.device)
     plan = _memory.plan("conv_lstm", x.device, described, core, options)
-    outputs = _outputs(x, weight_hh, tuple(plan["y"]), tuple(plan["gates"]), save)
+    outputs = _outputs(x, frames_last, tuple(plan["y"]), tuple(plan["gates"]), save)
     count = {"none": 3, "recompute": 4, "gates": 5}[save]
     wanted = dict(zip(("y", "h_n", "c_n", "c", "gates"), outputs[:count], strict=False))
     _memory.run("conv_lstm", x.device, described, core, options, _memory.describe_outputs(wanted))
@@ -82,7 +82,7 @@ def _fake_forward(*args: Any) -> Tensors:
     size = [output_extent(x.shape[3 + axis], weight_ih.shape[2 + axis], axis, options) for axis in range(2)]
     rows = weight_hh.shape[0]
     sequence, gates = (*x.shape[:2], rows // 4, *size), (*x.shape[:2], rows, *size)
-    return _outputs(x, weight_hh, sequence, gates, save)
+    return _outputs(x, follows(x, weight_hh), sequence, gates, save)
 
 
 class _ConvLSTM(AutogradKernel):
@@ -129,9 +129,7 @@ def _gradients(given: Given, needs: list[bool]) -> Tensors:
     y = given["y"]
     assert y is not None
     likes = (given[name] if needed else None for name, needed in zip(_INPUTS, needs, strict=True))
-    return tuple(
-        nothing(y) if like is None else torch.empty_like(like, memory_format=torch.contiguous_format) for like in likes
-    )
+    return tuple(nothing(y) if like is None else torch.empty_like(like) for like in likes)
 
 
 def _backward(*args: Any) -> Tensors:
@@ -160,7 +158,7 @@ def _run_backward(given: Given, options: str, needs: list[bool]) -> Tensors:
 
 
 def _fake_backward(*args: Any) -> Tensors:
-    return _gradients(named(_BACKWARD_NAMES, args[:_BACKWARD_COUNT]), args[-1])
+    return _gradients(_placed(named(_BACKWARD_NAMES, args[:_BACKWARD_COUNT])), args[-1])
 
 
 class _ConvLSTMBackward(AutogradKernel):

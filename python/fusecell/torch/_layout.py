@@ -33,7 +33,6 @@ def is_batch_first(x: Tensor) -> bool:
 
 def empty_frames(shape: Shape, channels_last: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialised [..., C, H, W]."""
-    channels_last = False  # INTERIM
     if not channels_last:
         return torch.empty(shape, dtype=dtype, device=like.device)
     *outer, c, h, w = shape
@@ -42,16 +41,25 @@ def empty_frames(shape: Shape, channels_last: bool, like: Tensor, dtype: torch.d
 
 def empty_sequence(shape: Shape, channels_last: bool, batch_first: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
     """An uninitialised [T, B, C, H, W]."""
-    batch_first = False  # INTERIM
     if not batch_first:
         return empty_frames(shape, channels_last, like, dtype)
     t, b, *frame = shape
     return empty_frames((b, t, *frame), channels_last, like, dtype).transpose(0, 1)
 
 
+def joined(frames: list[Tensor], axis: int) -> Tensor:
+    """Several [..., C, H, W] along the channels (axis -3) or stacked along a new first axis (axis 0), lying as they do.
+
+    torch.cat and torch.stack know channels last in four dimensions only, and would transpose.
+    """
+    if not is_channels_last(frames[0]):
+        return torch.stack(frames) if axis == 0 else torch.cat(frames, axis)
+    turned = [f.movedim(-3, -1) for f in frames]
+    return (torch.stack(turned) if axis == 0 else torch.cat(turned, -1)).movedim(-1, -3)
+
+
 def addressable(frames: Tensor) -> Tensor:
     """The tensor itself where H and W are one run of pixels at a constant stride, else a contiguous copy."""
-    return frames.contiguous()  # INTERIM
     h, w = frames.shape[-2:]
     if h == 1 or w == 1 or frames.stride(-2) == w * frames.stride(-1) or frames.numel() == 0:
         return frames

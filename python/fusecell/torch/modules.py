@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusecell._typing import Padding, Pair
 from fusecell.torch import _options
+from fusecell.torch._layout import joined
 from fusecell.torch.functional import State, conv_lstm, conv_lstm_cell
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ class ConvLSTM2d(_Cells):
         if self.spatial == 1:
             input, start = input.unsqueeze(-2), [_as_images(state) for state in start]
         output, final = self._run(input, start, lengths)
-        h_n, c_n = _joined([h for h, _ in final]), _joined([c for _, c in final])
+        h_n, c_n = _stacked([h for h, _ in final]), _stacked([c for _, c in final])
         if self.spatial == 1:
             return output.squeeze(-2), (h_n.squeeze(-2), c_n.squeeze(-2))
         return output, (h_n, c_n)
@@ -351,7 +352,7 @@ class ConvLSTM2d(_Cells):
                 )
                 outputs.append(y)
                 final.append(state)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+            x = outputs[0] if len(outputs) == 1 else joined(outputs, -3)
         return x, final
 
 
@@ -437,8 +438,8 @@ def _as_images(state: State | None) -> State | None:
     return None if state is None else (state[0].unsqueeze(-2), state[1].unsqueeze(-2))
 
 
-def _joined(states: list[Tensor]) -> Tensor:
-    return states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+def _stacked(states: list[Tensor]) -> Tensor:
+    return states[0].unsqueeze(0) if len(states) == 1 else joined(states, 0)
 
 
 def _initialise_gate(gate: Tensor, *, orthogonal: bool) -> None:
