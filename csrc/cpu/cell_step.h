@@ -8,6 +8,7 @@
 #include "base/arena.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/packing.h"
 #include "cpu/thread_pool.h"
 #include "problem/lstm_gates.h"
 
@@ -118,7 +119,8 @@ struct BackwardStep {
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P] or null
   Frames<const S> dy;                              // [B, C, P], joins dh; null if none
   Frames<S> dh, dc;                                // [B, C, P]: of the step's outputs, then of its inputs
-  S* dz;                                           // [B, 4C, P]
+  S* dz;                                           // [B, 4C, P], or packed
+  const Packing* packing = nullptr;                // of dz, if it is packed; its borders are zero already
   std::vector<uint8_t> active;                     // [B]; what is inactive is not touched
   bool detach = false;                             // the states before the step get no gradient
 };
@@ -173,6 +175,7 @@ class CellGradients {
            double* partial) const {
     const int64_t C = cell_.channels, P = cell_.pixels;
     const int64_t at = (b * C + channel) * P + p;
+    S dz[4][kCellRun];
     CellBackwardRun<S> run{};
     cell_.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)].at(channel, p), {},
                 at_or_null(step.zoneout_mask_h, at), at_or_null(step.zoneout_mask_c, at));
@@ -182,7 +185,7 @@ class CellGradients {
     for (int64_t k = 0; k < 4; ++k) {
       const int64_t row = k * C + channel, at_gate = (b * 4 * C + row) * P + p;
       run.gates[k] = step.gates + at_gate;
-      run.dz[k] = step.dz + at_gate;
+      run.dz[k] = step.packing ? dz[k] : step.dz + at_gate;
       if (dbias_.present && cell_.bias.per_pixel) run.dbias_pixel[k] = dbias_.as<S>() + row * P + p;
     }
     for (int64_t k = 0; k < 3; ++k) {
@@ -193,6 +196,9 @@ class CellGradients {
     if (dbias_.present && !cell_.bias.per_pixel) run.dbias_channel = partial;
     if (dpeephole_.present && !cell_.peephole.per_pixel) run.dpeephole_channel = partial + 4;
     kernels.cell_backward(run);
+    for (int64_t k = 0; step.packing && k < 4; ++k) {
+      put_pixels(*step.packing, dz[k], p, n, step.dz + (b * 4 * C + k * C + channel) * step.packing->plane());
+    }
     if (step.detach) {
       std::fill(run.dh, run.dh + n, S(0));
       std::fill(run.dc, run.dc + n, S(0));

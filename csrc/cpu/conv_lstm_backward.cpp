@@ -18,7 +18,8 @@ struct BackwardPlan {
   Packing gradient;
   InputGradient<S> of_x, of_h;
   CellGradients<S> cell_gradients;
-  S *gates, *dz, *packed_dz, *zeros, *carry_h, *carry_c, *z;  // carry: for the gradients of the state
+  S* gates = nullptr;                     // of one step, where they were not saved
+  S *dz, *zeros, *carry_h, *carry_c, *z;  // dz: packed; carry: for the gradients of the state
   int64_t z_stride;
 
   BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, Arena& arena, int workers)
@@ -29,9 +30,8 @@ struct BackwardPlan {
         cell_gradients(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena) {
     of_x.take(arena, kernels.mr);
     of_h.take(arena, kernels.mr);
-    gates = arena.take<S>(4 * shape.state_size());
-    dz = arena.take<S>(4 * shape.state_size());
-    packed_dz = arena.take<S>(checked_product("scratch", {shape.batch, gradient.image()}));
+    if (!args.gates.present) gates = arena.take<S>(4 * shape.state_size());
+    dz = arena.take<S>(checked_product("scratch", {shape.batch, gradient.image()}));
     zeros = arena.take<S>(shape.channels * shape.pixels());
     carry_h = arena.take<S>(shape.state_size());
     carry_c = arena.take<S>(shape.state_size());
@@ -59,6 +59,7 @@ class Backward {
     }
     if (args_.dx.present) plan_.of_x.prepare(args_.weight_ih.as<const S>(), plan_.kernels.mr, workers_);
     std::fill_n(plan_.zeros, sample_, S(0));
+    std::fill_n(plan_.dz, shape_.batch * plan_.gradient.image(), S(0));  // the borders stay so
     for (const Tensor* dweight : {&args_.dweight_ih, &args_.dweight_hh}) {
       if (dweight->present) std::fill_n(dweight->template as<S>(), dweight->size(), S(0));
     }
@@ -105,13 +106,11 @@ class Backward {
       plan_.step_forward.run(cell_, forward);
     }
     gates_adjoint(s, forward);
-    const auto dz = contiguous_frames<const S>(plan_.dz, shape_.batch, 4 * shape_.channels, shape_.pixels());
-    pack<S>(plan_.gradient, forward.active, [&](int64_t b) { return dz.image(b); }, nullptr, workers_, plan_.packed_dz);
     weight_gradients(forward.active);
     const bool state_has_gradient = s > 0 ? !detaches(s) : args_.dh_0.present;
     if (state_has_gradient) {
-      plan_.of_h.run(plan_.kernels, plan_.packed_dz, forward.active, args_.dropout_mask.as<const S>(), true, workers_,
-                     plan_.z, plan_.z_stride, carry_h_);
+      plan_.of_h.run(plan_.kernels, plan_.dz, forward.active, args_.dropout_mask.as<const S>(), true, workers_, plan_.z,
+                     plan_.z_stride, carry_h_);
     }
     if (args_.dx.present) input_gradient(s, forward.active);
   }
@@ -132,6 +131,7 @@ class Backward {
     step.dh = carry_h_;
     step.dc = carry_c_;
     step.dz = plan_.dz;
+    step.packing = &plan_.gradient;
     step.active = forward.active;
     step.detach = detaches(s);
     plan_.cell_gradients.step(plan_.kernels, step, workers_);
@@ -141,12 +141,11 @@ class Backward {
     const StepForward<S>& packed = plan_.step_forward;
     if (args_.dweight_ih.present) {
       add_weight_gradient(plan_.kernels, shape_.input, packed.packing_of_x(), packed.packed_x(), packed.offset_in(),
-                          plan_.gradient, plan_.packed_dz, active, workers_, args_.dweight_ih.as<S>());
+                          plan_.gradient, plan_.dz, active, workers_, args_.dweight_ih.as<S>());
     }
     if (args_.dweight_hh.present) {
       add_weight_gradient(plan_.kernels, shape_.recurrent, packed.packing_of_h(), packed.packed_h(),
-                          packed.offset_state(), plan_.gradient, plan_.packed_dz, active, workers_,
-                          args_.dweight_hh.as<S>());
+                          packed.offset_state(), plan_.gradient, plan_.dz, active, workers_, args_.dweight_hh.as<S>());
     }
   }
 
@@ -156,7 +155,7 @@ class Backward {
     for (int64_t b = 0; b < shape_.batch; ++b) {
       if (!active[static_cast<size_t>(b)]) copy_image<S>(image.in_channels, image.in_pixels(), {}, dx.image(b));
     }
-    plan_.of_x.run(plan_.kernels, plan_.packed_dz, active, nullptr, false, workers_, plan_.z, plan_.z_stride, dx);
+    plan_.of_x.run(plan_.kernels, plan_.dz, active, nullptr, false, workers_, plan_.z, plan_.z_stride, dx);
   }
 
   const ConvLstmBackward& args_;
@@ -177,10 +176,12 @@ class Backward {
 
 namespace fusecell::backend {
 
-int64_t conv_lstm_backward_scratch(const ConvLstmForward& /*args*/, const ConvLstmShape& shape, int workers) {
+int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape, int workers) {
+  ConvLstmBackward known;
+  static_cast<ConvLstmForward&>(known) = args;
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    cpu::BackwardPlan<decltype(s)>(ConvLstmBackward{}, shape, arena, workers);
+    cpu::BackwardPlan<decltype(s)>(known, shape, arena, workers);
     return arena.bytes();
   });
 }

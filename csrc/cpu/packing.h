@@ -108,6 +108,18 @@ void pack_channel(const Packing& packing, const Pixels<const S>& from, const S* 
   }
 }
 
+// Pixels p to p + n of one channel into its plane, of an image that is not split by a stride.
+template <class S>
+void put_pixels(const Packing& packing, const S* from, int64_t p, int64_t n, S* plane) {
+  const int64_t columns = packing.extent[1];
+  S* origin = plane + packing.pad_low[0] * packing.pitch + packing.pad_low[1];
+  for (int64_t done = 0; done < n;) {
+    const int64_t row = (p + done) / columns, column = (p + done) % columns, run = std::min(columns - column, n - done);
+    std::copy_n(from + done, run, origin + row * packing.pitch + column);
+    done += run;
+  }
+}
+
 // Packs image b from `image_of(b)` for every active b; `mask` covers the whole batch.
 template <class S, class ImageOf>
 void pack(const Packing& packing, const std::vector<uint8_t>& active, ImageOf&& image_of, const S* mask, int workers,

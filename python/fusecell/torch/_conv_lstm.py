@@ -150,8 +150,8 @@ def _run_backward(given: Given, options: str, needs: list[bool]) -> Tensors:
     x = given["x"]
     assert x is not None
     wanted = {f"d{name}": d for name, d, needed in zip(_INPUTS, gradients, needs, strict=True) if needed}
-    inputs = _memory.describe_all({name: given[name] for name in _NAMES}, x.device)
-    others = _memory.describe_all({name: given[name] for name in (*_SENT, *_SAVED)}, x.device)
+    inputs = _memory.describe_all({name: given[name] for name in (*_NAMES, *_SAVED)}, x.device)
+    others = _memory.describe_all({name: given[name] for name in _SENT}, x.device)
     others |= _memory.describe_outputs(wanted)
     _memory.run("conv_lstm", x.device, inputs, core, options, others, backward=True)
     return gradients
