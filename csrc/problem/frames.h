@@ -39,6 +39,7 @@ struct Frames {
   Strides by;
 
   FUSECELL_HD_METHOD Frames at_time(int64_t t) const { return {data ? data + t * by.time : nullptr, by}; }
+  FUSECELL_HD_METHOD Frames from_sample(int64_t b) const { return {data ? data + b * by.batch : nullptr, by}; }
   FUSECELL_HD_METHOD Image<T> image(int64_t b) const {
     return {data ? data + b * by.batch : nullptr, by.channel, by.pixel};
   }

@@ -159,6 +159,11 @@ def _sequences() -> Iterator[Case]:
     )
     yield case("rows longer than a block of pixels", {"C": 2, "I": 1, "H": 2, "W": 1100, "T": 2, "B": 1})
     yield case("several blocks of rows", {"C": 2, "I": 1, "H": 60, "W": 40, "T": 2, "B": 1})
+    yield case(
+        "more samples than a group of the CPU's backward, of which the last is smaller",
+        {"C": 8, "I": 1, "H": 60, "W": 56, "T": 2, "B": 3, "k": 1, "kh": (3, 1), "peephole": "pixel"},
+        lengths=[2, 1, 2], zoneout_h=0.2, zoneout_c=0.1, recurrent_dropout=0.25, training=True,
+    )  # fmt: skip
     for sigma in ("sigmoid", "hard_sigmoid", "hard_sigmoid_keras2"):
         for phi in ("tanh", "relu", "leaky_relu", "hard_tanh", "softsign", "identity"):
             if (sigma, phi) != ("sigmoid", "tanh"):
