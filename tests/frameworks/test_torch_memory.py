@@ -114,14 +114,12 @@ def test_without_a_gradient_the_gates_take_no_memory_either(monkeypatch):
 peak = functools.cache(peak_bytes)
 
 
-# The saved 6 are 0.58 of eager's 10.3; backward's scratch, 1.4 to 1.6, comes on top.
-AIM = pytest.mark.xfail(reason="0.65 is aimed at; measured: 0.70 at S, 0.74 at M")
+# What is saved, 6 C, is 0.58 of eager's 10.3 C; x's gradient and backward's scratch memory come on top. Measured with
+# `python bench/torch_memory.py PEER SHAPE`: 0.63 at S, 0.65 at M; with recompute 0.25 and 0.28.
+SHARES = {("fusecell", "S"): 0.65, ("fusecell", "M"): 0.68, ("fusecell, recompute", "S"): 0.35}
 
 
-@pytest.mark.parametrize(
-    ("peer", "share"), [("fusecell", 0.80), pytest.param("fusecell", 0.65, marks=AIM), ("fusecell, recompute", 0.45)]
-)
-@pytest.mark.parametrize("shape", ["S", "M"])
-def test_the_peak_of_a_training_step(peer, share, shape):
+@pytest.mark.parametrize(("peer", "shape"), SHARES)
+def test_the_peak_of_a_training_step(peer, shape):
     """Beyond input and parameters, as a share of what the usual loop takes."""
-    assert peak(peer, shape) <= share * peak("eager", shape)
+    assert peak(peer, shape) <= SHARES[peer, shape] * peak("eager", shape)
