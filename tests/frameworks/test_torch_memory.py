@@ -114,12 +114,12 @@ def test_without_a_gradient_the_gates_take_no_memory_either(monkeypatch):
 peak = functools.cache(peak_bytes)
 
 
-# The saved 6 are 0.58 of eager's 10.3; backward's scratch, 1.4 to 1.6, comes on top.
-AIM = pytest.mark.xfail(reason="0.65 is aimed at; measured: 0.70 at S, 0.74 at M")
+# What is saved is 0.62 of eager's peak of 9.7 numbers; backward's scratch, 1.4 to 1.6, comes on top.
+AIM = pytest.mark.xfail(reason="0.65 is aimed at; measured: 0.75 at S, 0.79 at M")
 
 
 @pytest.mark.parametrize(
-    ("peer", "share"), [("fusecell", 0.80), pytest.param("fusecell", 0.65, marks=AIM), ("fusecell, recompute", 0.45)]
+    ("peer", "share"), [("fusecell", 0.85), pytest.param("fusecell", 0.65, marks=AIM), ("fusecell, recompute", 0.45)]
 )
 @pytest.mark.parametrize("shape", ["S", "M"])
 def test_the_peak_of_a_training_step(peer, share, shape):
