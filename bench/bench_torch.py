@@ -17,6 +17,7 @@ import os
 import platform
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,16 @@ class Bench:
 
     def time(self, what: str, rivals: dict[str, Timed]) -> dict[str, list[float]]:
         """Seconds of each rival, with a bar on a terminal."""
-        wait = torch.cuda.synchronize if self.on_gpu else lambda: None
         with tqdm(total=self.rounds * len(rivals), desc=what, leave=False, disable=None) as bar:
-            return interleaved(rivals, self.rounds, wait, bar.update)
+            return interleaved(rivals, self.rounds, self.wait, bar.update)
+
+    def wait(self) -> None:
+        """For what a GPU still has to do."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def each_peer(self, what: str) -> Iterator[str]:
+        yield from tqdm(self.peers, desc=what, leave=False, disable=None)
 
     def machine(self) -> Row:
         name = torch.cuda.get_device_name() if self.on_gpu else f"{_dispatch.build_info()['isa']} kernels"
@@ -75,12 +83,13 @@ def sequence(bench: Bench, name: str) -> list[Row]:
     shape = SHAPES[name]
     expected = truth(shape, bench.device)
     peers = {peer: PEERS[peer](Problem(shape, bench.device)) for peer in bench.peers}
-    errors = {peer: check(peer, made, expected) for peer, made in peers.items()}
+    errors = {peer: check(peer, peers[peer], expected) for peer in bench.each_peer(f"{name}, checking")}
     step = bench.time(f"{name}, training", {peer: made.step for peer, made in peers.items()})
     for made in peers.values():
         made.forget()
     infer = bench.time(f"{name}, forward", {peer: made.infer for peer, made in peers.items()})
-    del peers
+    del peers, made
+    peaks = {peer: peak_bytes(peer, name, bench.device, bench.threads) for peer in bench.each_peer(f"{name}, memory")}
     return [
         {
             "shape": name, "sizes": str(shape), "peer": peer, "error": errors[peer],
@@ -88,7 +97,7 @@ def sequence(bench: Bench, name: str) -> list[Row]:
             "forward_ratio": median_ratio(infer["eager"], infer[peer]),
             "step_ms": 1e3 * statistics.median(step[peer]),
             "forward_ms": 1e3 * statistics.median(infer[peer]),
-            "peak_bytes": peak_bytes(peer, name, bench.device, bench.threads),
+            "peak_bytes": peaks[peer],
         }
         for peer in bench.peers
     ]  # fmt: skip
@@ -140,7 +149,9 @@ def small(bench: Bench, case: Case) -> Row:
     error = max(map(relative_error, fused(narrow), expected))
     if not error <= 1e-4:
         raise AssertionError(f"{case}: off by {error:.1e}: nothing is timed")
-    rounds = interleaved({"eager": lambda: composed(narrow), "fusecell": lambda: fused(narrow)}, bench.rounds)
+    rounds = interleaved(
+        {"eager": lambda: composed(narrow), "fusecell": lambda: fused(narrow)}, bench.rounds, bench.wait
+    )
     return {"case": case.reason, "error": error, "step_ratio": median_ratio(rounds["eager"], rounds["fusecell"])}
 
 
