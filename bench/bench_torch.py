@@ -28,7 +28,7 @@ import torch
 from timing import Timed, interleaved, median_ratio
 from torch import Tensor, nn
 from torch_memory import peak_bytes
-from torch_peers import PEERS, SHAPES, Problem, check, truth
+from torch_peers import PEERS, SHAPES, Problem, Shape, check, truth
 from tqdm import tqdm
 
 import fusecell
@@ -228,13 +228,17 @@ def draw(rows: list[Row], machine: Row, path: Path) -> None:
         peak.bar(at, share, width, color=colours[row["peer"]], label=row["peer"] if row["shape"] == shapes[0] else None)
     for axes, title in ((speed, "training step, times as fast as eager"), (peak, "peak memory, share of eager's")):
         axes.axhline(1, color="#888888", linewidth=0.8, zorder=0)
-        axes.set_xticks(range(len(shapes)), [f"{s}\n{eager[s]['sizes'].split(' ', 2)[2]}" for s in shapes], fontsize=6)
+        axes.set_xticks(range(len(shapes)), [in_short(SHAPES[shape]) for shape in shapes], fontsize=8)
         axes.set_title(title, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(peers), frameon=False, fontsize=8)
     figure.suptitle(f"float32, {machine['name']}, torch {machine['torch']}", fontsize=8, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def in_short(s: Shape) -> str:
+    return f"{s.I} -> {s.C}, {s.k}x{s.k}\n{s.H}x{s.W}"
 
 
 # ------------------------------------------------------------------------------------------------------------ arguments
