@@ -31,7 +31,7 @@ RUN := $(VENV)/bin/python
 # -qq: errors, and a compiler's words with them, but nothing else
 PIP := $(RUN) -m pip install -qq --disable-pip-version-check --no-input
 
-.PHONY: help demo test test-frameworks test-packaging bench lint format sanitize cuda cuda12 mutants wheel cuda-wheel clean FORCE
+.PHONY: help demo test test-frameworks test-packaging bench bench-torch lint format sanitize cuda cuda12 mutants wheel cuda-wheel clean FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ test-packaging: $(MADE)/test.txt $(MADE)/dist.txt $(MADE)/core ## the tests that
 
 bench: $(MADE)/test.txt $(MADE)/core ## timings against a plain copy and, if it is installed, torch
 	@$(RUN) bench/cpu.py $(ARGS)
+
+bench-torch: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## training in PyTorch against what people use there (installs torch and keras)
+	@$(RUN) bench/bench_torch.py $(ARGS)
 
 lint: $(MADE)/lint.txt ## ruff, mypy, clang-format
 	$(RUN) -m ruff check $(PYTHON_FOLDERS)

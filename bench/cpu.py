@@ -13,18 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from timing import Timed, interleaved, median_ratio
 
 import fusecell
 from fusecell import _dispatch, ops
 
-Timed = Callable[[], object]
 SHAPES = (
     (10, 8, 1, 16, 32, 3),
     (10, 8, 32, 32, 32, 3),
@@ -35,15 +32,8 @@ SHAPES = (
 
 def ratio(ours: Timed, theirs: Timed, pairs: int) -> float:
     """The median over interleaved pairs of theirs' time by ours': above 1, we are faster."""
-    ours(), theirs()
-    ratios = []
-    for _ in range(pairs):
-        start = time.perf_counter()
-        ours()
-        middle = time.perf_counter()
-        theirs()
-        ratios.append((time.perf_counter() - middle) / (middle - start))
-    return statistics.median(ratios)
+    times = interleaved({"ours": ours, "theirs": theirs}, pairs)
+    return median_ratio(times["theirs"], times["ours"])
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -76,18 +66,6 @@ def pointwise(pairs: int) -> list[dict[str, Any]]:
 
 
 # --------------------------------------------------------------------------------------------- against PyTorch
-def torch_step(torch: Any, x: Any, weight: Any, bias: Any, channels: int) -> Any:
-    h = c = x.new_zeros(x.shape[1], channels, *x.shape[3:])
-    outputs = []
-    for frame in x:
-        z = torch.nn.functional.conv2d(torch.cat([frame, h], 1), weight, bias, padding="same")
-        i, f, g, o = z.chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        outputs.append(h)
-    return torch.stack(outputs)
-
-
 def training_step(torch: Any, T: int, B: int, I: int, C: int, size: int, k: int, pairs: int) -> dict[str, Any]:
     x, wi, wh, b = (
         random(T, B, I, size, size),
@@ -96,6 +74,7 @@ def training_step(torch: Any, T: int, B: int, I: int, C: int, size: int, k: int,
         random(4 * C),
     )
     dy = random(T, B, C, size, size, seed=1)
+    from torch_peers import usual_loop
 
     def ours() -> dict[str, np.ndarray]:
         *_, saved = ops.conv_lstm_forward(x, wi, wh, b)
@@ -110,7 +89,7 @@ def training_step(torch: Any, T: int, B: int, I: int, C: int, size: int, k: int,
         def run() -> None:
             tx.grad = weight.grad = bias.grad = None
             frames = tx.flatten(0, 1).to(memory_format=memory_format).view(tx.shape)
-            torch_step(torch, frames, weight, bias, C).backward(upstream)
+            usual_loop(frames, weight, bias, C).backward(upstream)
 
         return run, tx, weight
 
@@ -150,12 +129,7 @@ def main() -> int:
         sys.stderr.write("torch is not installed: its rows are left out\n")
     else:
         torch.set_num_threads(fusecell.get_num_threads())
-        for T, B, I, C, size, k in (
-            (10, 8, 1, 16, 32, 3),
-            (10, 8, 32, 32, 32, 3),
-            (5, 4, 64, 64, 64, 3),
-            (10, 8, 16, 32, 16, 5),
-        ):
+        for T, B, I, C, size, k in SHAPES:
             rows.append(training_step(torch, T, B, I, C, size, k, pairs if size < 64 else max(3, pairs // 3)))
     machine = (
         f"{platform.machine()}, {fusecell.get_num_threads()} threads, {_dispatch.build_info()['isa']} kernels, float32"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +102,21 @@ def fusecell_peer(problem: Problem, *, recompute: bool = False) -> Peer:
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
+def usual_loop(x: Tensor, weight: Tensor, bias: Tensor, channels: int) -> Tensor:
+    """The ConvLSTM as it is written everywhere. x [T, B, I, H, W], weight [4C, I + C, k, k]; y [T, B, C, H, W]."""
+    h = c = x.new_zeros(x.shape[1], channels, *x.shape[3:])
+    outputs = []
+    for frame in x:
+        z = nn.functional.conv2d(torch.cat([frame, h], 1), weight, bias, padding="same")
+        i, f, g, o = z.chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 class Loop(nn.Module):
-    """The ConvLSTM as it is usually written."""
+    """The same with its parameters."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
@@ -113,15 +125,7 @@ class Loop(nn.Module):
         self.bias = nn.Parameter(problem.bias.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        h = c = x.new_zeros(x.shape[1], self.channels, *x.shape[3:])
-        outputs = []
-        for frame in x:
-            z = nn.functional.conv2d(torch.cat([frame, h], 1), self.weight, self.bias, padding="same")
-            i, f, g, o = z.chunk(4, 1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h)
-        return torch.stack(outputs)
+        return usual_loop(x, self.weight, self.bias, self.channels)
 
 
 def loop_peer(problem: Problem, *, channels_last: bool = False, compiled: bool = False) -> Peer:
@@ -203,9 +207,3 @@ def check(name: str, peer: Peer, expected: dict[str, Tensor]) -> float:
             raise AssertionError(f"{name}: {result} is off by {error:.1e}, allowed {TOLERANCE:.0e}: nothing is timed")
         worst = max(worst, error)
     return worst
-
-
-def describe_versions() -> dict[str, Any]:
-    import fusecell
-
-    return {"fusecell": fusecell.__version__, "torch": torch.__version__}
