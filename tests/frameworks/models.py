@@ -511,7 +511,7 @@ class StackOfCells(nn.Module):
             hidden_state = [cell.init_hidden(b, (h, w)) for cell in self.cell_list]
         layer_output_list, last_state_list = [], []
         current = input_tensor
-        for cell, (h, c) in zip(self.cell_list, hidden_state):
+        for cell, (h, c) in zip(self.cell_list, hidden_state, strict=True):
             inner = []
             for t in range(seq_len):
                 h, c = cell(input_tensor=current[:, t, :, :, :], cur_state=[h, c])

@@ -197,11 +197,10 @@ def test_converting_leaves_everything_else_as_it_was(cls):
     next(model.parameters()).requires_grad_().grad = torch.ones_like(next(model.parameters()))
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     versions = [p._version for p in model.parameters()]
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     convert(model, verbose=False)
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
     assert random.getstate() == states[2]
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""`convert` on modules that run over time: whole fused sequences where the loop is explained, else the loop on fused cells."""
+"""`convert` on modules that run over time: fused sequences where the loop is explained, else fused cells."""
 
 from __future__ import annotations
 

@@ -25,5 +25,7 @@ def to_plain(model: nn.Module) -> nn.Module:
         elif type(module).__module__ == MODULES:
             module.__class__ = getattr(plain, type(module).__name__)
         elif any(base.__module__ == MODULES for base in type(module).__mro__):
-            raise TypeError(f"{name or 'model'}: expected fusecell's own class, got its subclass {type(module).__name__}")
+            raise TypeError(
+                f"{name or 'model'}: expected fusecell's own class, got its subclass {type(module).__name__}"
+            )
     return copied

@@ -37,7 +37,7 @@ class Source:
         return None
 
 
-def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor) -> list[Source]:
+def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> list[Source]:
     """Every convolution of the trace as a source. Raises Refused, with what it is that no ConvLSTM has."""
     if trace.norms:
         raise Refused(f"a norm stands between convolution and gates ({', '.join(sorted(set(trace.norms)))})", DEPTH + 1)
@@ -49,10 +49,10 @@ def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor) -> list[Source]
     if x.shape[2:] == h.shape[2:]:
         operands |= {"xh": torch.cat([x, h], 1), "hx": torch.cat([h, x], 1)}
     names = {id(tensor): name for name, tensor in named_tensors(twin).items()}
-    return [_source(call, operands, names) for call in trace.convolutions]
+    return [_source(call, operands, c, names) for call in trace.convolutions]
 
 
-def _source(call: Convolution, operands: dict[str, Tensor], names: dict[int, str]) -> Source:
+def _source(call: Convolution, operands: dict[str, Tensor], c: Tensor, names: dict[int, str]) -> Source:
     weight = names.get(id(call.weight))
     if weight is None:
         maker = type(call.weight.grad_fn).__name__.removesuffix("0").removesuffix("Backward")
@@ -69,6 +69,8 @@ def _source(call: Convolution, operands: dict[str, Tensor], names: dict[int, str
         if sides is not None:
             both = tuple((a + c, b + d) for (a, b), (c, d) in zip(sides, call.padding, strict=True))
             return Source(sees, both, weight, bias, call)
+    if _located(call.x, c) is not None:
+        raise Refused(f"{weight}: a convolution sees the cell state", DEPTH)
     if any(_padded_otherwise(call.x, operand) for operand in operands.values()):
         raise Refused(f"{weight}: the convolution sees an image padded with other values than zeros", DEPTH + 1)
     raise Refused(f"{weight}: the convolution sees neither x nor h, nor one behind the other", DEPTH)
@@ -93,8 +95,9 @@ def _padded_otherwise(seen: Tensor, operand: Tensor) -> bool:
     extra = [s - o for s, o in zip(seen.shape[2:], operand.shape[2:], strict=True)]
     if seen.shape[:2] != operand.shape[:2] or min(extra) < 0:
         return False
-    middle = [slice(e // 2, e // 2 + n) for e, n in zip(extra, operand.shape[2:], strict=True)]
-    return torch.equal(seen[(Ellipsis, *middle)], operand)
+    for axis, (e, n) in enumerate(zip(extra, operand.shape[2:], strict=True), start=2):
+        seen = seen.narrow(axis, e // 2, n)
+    return torch.equal(seen, operand)
 
 
 def convolution_options(found: list[Source], inputs: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ PEEPHOLES = "ifo"
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one gate in a tensor of the module: C rows from `start`, every `step`-th; of a weight, some columns."""
+    """The rows of one gate in a tensor of the module: C from `start`, every `step`-th; of a weight, some columns."""
 
     name: str  # the attribute's path from the module: "conv.weight"
     start: int
@@ -103,10 +103,11 @@ class Recipe:
         parts = [self._part(module, blocks, constant) for blocks, constant in zip(gates, constants, strict=True)]
         if all(p.dim() == 1 for p in parts):
             return torch.cat(parts)
-        return torch.cat(torch.broadcast_tensors(*(p if p.dim() > 1 else p[:, None, None] for p in parts)))
+        whole = [p if p.dim() > 1 else p[:, None, None] for p in parts]
+        return torch.cat(torch.broadcast_tensors(*whole))  # type: ignore[no-untyped-call]
 
     def _part(self, module: nn.Module, blocks: tuple[Block, ...], constant: float) -> Tensor:
-        like = attrgetter(self.weight_ih[0][0].name)(module)
+        like: Tensor = attrgetter(self.weight_ih[0][0].name)(module)
         total = like.new_full((self.channels,), constant)
         pixels = None
         for block in blocks:
