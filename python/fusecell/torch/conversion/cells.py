@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ class CellPlan:
     arguments: Arguments
     output: Any  # a nest with a Leaf("h") or Leaf("c") in each place
     starts_at_zero: bool  # whether a call without a state starts from zeros
-    plain: tuple[str, ...]  # tensors that are no parameters, and may be missing
     image: tuple[int, ...]  # a size of x with which it was proven
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,7 +48,7 @@ class CellPlan:
         return found["h"], found["c"]
 
     def _takes(self, module: nn.Module, x: Tensor, h: Tensor | None, c: Tensor | None) -> bool:
-        if hooked(module) or not all(isinstance(attrgetter(name)(module), Tensor) for name in self.plain):
+        if hooked(module) or not self.recipe.is_whole(module):
             return False
         if h is None or c is None:
             return self.starts_at_zero and x.dim() == self.recipe.axes + 2
@@ -140,14 +138,13 @@ def _attempt(module: nn.Module, twin: nn.Module, arguments: Arguments, size: Siz
     output, trace, states = _call(twin, arguments, x, size.channels)
     distinct = _distinct([leaf for leaf in leaves(output) if isinstance(leaf, Tensor)])
     if len(distinct) != 2 or any(t.shape != states[0].shape for t in distinct):
-        raise Refused(f"its output holds {len(distinct)} different tensors, expected h and c", 1)
+        raise Refused(f"its output holds {len(distinct)} different tensors, expected h and c", 2)
 
     def plan(h_first: bool, new_h: Tensor, new_c: Tensor) -> CellPlan:
         h, c = states if h_first else states[::-1]
         recipe = explained(twin, trace, x, h, c, new_h, new_c, size)
         parts = rebuild(output, lambda leaf: _leaf(leaf, new_h))
-        plain = tuple(sorted(n for n in recipe.tensors if not isinstance(attrgetter(n)(twin), nn.Parameter)))
-        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, plain, image)
+        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, image)
 
     attempts = (partial(plan, h_first, *news) for h_first in (True, False) for news in (distinct, distinct[::-1]))
     return _proven(module, first_success(attempts, "it is no ConvLSTM"), size, image)
@@ -192,7 +189,7 @@ def _call(twin: nn.Module, arguments: Arguments, x: Tensor, channels: int) -> tu
             if len(smaller) != 1 or smaller == {image}:
                 break
             image = smaller.pop()
-    raise Refused(reason, 0)
+    raise Refused(reason, 1)
 
 
 def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any], zeros: Any) -> Recipe:
@@ -231,6 +228,7 @@ def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any]
     if not all(weight_ih) or not all(weight_hh):
         raise Refused("a gate without a convolution of x, or of h", 9)
     return Recipe(
+        inputs=size.inputs,
         channels=size.channels,
         axes=axes,
         weight_ih=weight_ih,

@@ -45,14 +45,30 @@ def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> l
         raise Refused(f"{trace.dropouts[0]} inside the cell", DEPTH + 1)
     if trace.transposed:
         raise Refused("a transposed convolution inside the cell", DEPTH)
-    operands = {"x": x, "h": h}
-    if x.shape[2:] == h.shape[2:]:
-        operands |= {"xh": torch.cat([x, h], 1), "hx": torch.cat([h, x], 1)}
+    operands = _operands(x, h)
     names = {id(tensor): name for name, tensor in named_tensors(twin).items()}
-    return [_source(call, operands, c, names) for call in trace.convolutions]
+    for call in trace.convolutions:
+        if _located(call.x, c) and any(_located(other.x, h) for other in trace.convolutions):
+            raise Refused(f"{names.get(id(call.weight), 'it')}: a convolution sees the cell state", DEPTH + 1)
+    return [_source(call, operands, names) for call in trace.convolutions]
 
 
-def _source(call: Convolution, operands: dict[str, Tensor], c: Tensor, names: dict[int, str]) -> Source:
+def seeing(calls: list[Convolution], x: Tensor, h: Tensor) -> list[Convolution]:
+    """Those of the convolutions that see x, h or both. Raises Refused where x or h is seen by none."""
+    operands = _operands(x, h)
+    found = {name: [call for call in calls if _located(call.x, seen)] for name, seen in operands.items()}
+    for one in "xh":
+        if not any(found[name] for name in found if one in name):
+            raise Refused(f"no convolution sees {one}", DEPTH - 1)
+    return [call for call in calls if any(call in those for those in found.values())]
+
+
+def _operands(x: Tensor, h: Tensor) -> dict[str, Tensor]:
+    both = {"xh": torch.cat([x, h], 1), "hx": torch.cat([h, x], 1)} if x.shape[2:] == h.shape[2:] else {}
+    return {"x": x, "h": h, **both}
+
+
+def _source(call: Convolution, operands: dict[str, Tensor], names: dict[int, str]) -> Source:
     weight = names.get(id(call.weight))
     if weight is None:
         maker = type(call.weight.grad_fn).__name__.removesuffix("0").removesuffix("Backward")
@@ -69,8 +85,6 @@ def _source(call: Convolution, operands: dict[str, Tensor], c: Tensor, names: di
         if sides is not None:
             both = tuple((a + c, b + d) for (a, b), (c, d) in zip(sides, call.padding, strict=True))
             return Source(sees, both, weight, bias, call)
-    if _located(call.x, c) is not None:
-        raise Refused(f"{weight}: a convolution sees the cell state", DEPTH)
     if any(_padded_otherwise(call.x, operand) for operand in operands.values()):
         raise Refused(f"{weight}: the convolution sees an image padded with other values than zeros", DEPTH + 1)
     raise Refused(f"{weight}: the convolution sees neither x nor h, nor one behind the other", DEPTH)

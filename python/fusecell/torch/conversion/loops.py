@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from . import probe
 from .calls import leaves, positional
 from .cells import CellPlan, Sizes, explained, sizes
+from .geometry import seeing
+from .recipe import Recipe
 from .sequences import SIMPLE, Call, Form, Layer, SequencePlan, describe, explain, merge, record, results, settings
 from .swapped import PLAN
-from .trace import Recorder, Refused, Trace, first_success, random_tensor, sandbox, undisturbed
+from .trace import Convolution, Recorder, Refused, Trace, first_success, random_tensor, sandbox, undisturbed
 
 PROBES = ((4, 2), (3, 5))  # T and B: different, so that the axes can be told apart
 DEPTH = 9
@@ -65,7 +67,7 @@ def recognise_sequence(module: nn.Module, seen: tuple[int, ...] | None = None) -
     plans = {name: m.__dict__[PLAN] for name, m in module.named_modules() if PLAN in m.__dict__}
     if not all(isinstance(plan, CellPlan) for plan in plans.values()):
         raise Refused("it holds a fused sequence", 0)
-    images = sorted({(_inputs(module, name, plan), plan.image) for name, plan in plans.items()})
+    images = sorted({(plan.recipe.inputs, plan.image) for plan in plans.values()})
     probed = [
         Input(form, inputs, image)
         for form, (inputs, image) in product(forms(module), images)
@@ -75,13 +77,7 @@ def recognise_sequence(module: nn.Module, seen: tuple[int, ...] | None = None) -
         twin = sandbox(module)
         calls = record(twin)
         attempts = (partial(_over_cells, module, twin, calls, plans, probed_with) for probed_with in probed)
-        return first_success(attempts, "its forward could not be called with frames")
-
-
-def _inputs(module: nn.Module, name: str, plan: CellPlan) -> int:
-    weight = plan.recipe.pack(module.get_submodule(name))["weight_ih"]
-    assert weight is not None
-    return weight.shape[1]
+        return first_success(attempts, "its forward could not be called with frames alone", 1)
 
 
 def _over_cells(
@@ -117,7 +113,7 @@ def _proven(module: nn.Module, plan: SequencePlan, given: Input) -> SequencePlan
 def recognise_loop(module: nn.Module, seen: tuple[int, ...] | None = None) -> SequencePlan:
     """The plan of a module whose forward steps through time with convolutions of its own. Raises Refused."""
     probed = [
-        (size, Input(form, size.inputs, image))
+        Input(form, size.inputs, image)
         for form in forms(module)
         for size in sizes(module, None if seen is None else form.frame_of(seen))
         for image in size.images
@@ -126,21 +122,21 @@ def recognise_loop(module: nn.Module, seen: tuple[int, ...] | None = None) -> Se
         raise Refused("it has no kernels that a ConvLSTM could have", 0)
     with undisturbed():
         twin = sandbox(module)
-        attempts = (partial(_over_own, module, twin, size, given) for size, given in probed)
+        attempts = (partial(_over_own, module, twin, given) for given in dict.fromkeys(probed))
         return first_success(attempts, "its forward could not be called with frames")
 
 
-def _over_own(module: nn.Module, twin: nn.Module, size: Sizes, given: Input) -> SequencePlan:
-    layer = _own_layer(twin, size, given)
+def _over_own(module: nn.Module, twin: nn.Module, given: Input) -> SequencePlan:
+    layers = _own_layers(twin, given)
     described = []
     for steps, batch in PROBES:
         frames = given.frames(twin, steps, batch)
-        described.append(describe(given.run(twin, frames), results(twin, (layer,), frames)))
-    return _proven(module, SequencePlan(given.form, (layer,), merge(*described), settings(module)), given)
+        described.append(describe(given.run(twin, frames), results(twin, layers, frames)))
+    return _proven(module, SequencePlan(given.form, layers, merge(*described), settings(module)), given)
 
 
-def _own_layer(twin: nn.Module, size: Sizes, given: Input) -> Layer:
-    """The cell of a loop, by its second step: the first starts from zeros, which tell less."""
+def _own_layers(twin: nn.Module, given: Input) -> tuple[Layer, ...]:
+    """The cells of a loop, by its second step: the first starts from zeros, which tell less."""
     frames = given.frames(twin, *PROBES[0])
     recorder = Recorder(cut=True)
     with recorder:
@@ -151,27 +147,38 @@ def _own_layer(twin: nn.Module, size: Sizes, given: Input) -> Layer:
     if not count or rest or weights != weights[:count] * len(frames):
         raise Refused(f"{len(weights)} convolutions in {len(frames)} steps, expected the same in each", 2)
     step = Trace(trace.convolutions[count : 2 * count], trace.norms, trace.dropouts, trace.transposed)
-    made = [list(chain(*trace.between[n : n + count])) for n in (0, count)]
-    attempts = (
-        partial(_own, twin, step, made[0], made[1], frames[-2 if reverse else 1], size, reverse)
-        for reverse in (False, True)
-    )
+    before, after = (list(chain(*trace.between[n : n + count])) for n in (0, count))
+    made = zip(before, after, strict=False)
+    pairs = [(a, b) for a, b in made if a.shape == b.shape and a.dim() == frames.dim() - 1 and len(a) == PROBES[0][1]]
+    attempts = (partial(_stack, twin, step, pairs, frames[-2 if reverse else 1], reverse) for reverse in (False, True))
     return first_success(attempts, "its steps differ")
 
 
-def _own(
-    twin: nn.Module, trace: Trace, before: list[Tensor], after: list[Tensor], x: Tensor, size: Sizes, reverse: bool
-) -> Layer:
-    """The layer whose states are among the tensors that the step before and this step made."""
-    state = (x.shape[0], size.channels)
-    states = [
-        (old, new)
-        for old, new in zip(before, after, strict=False)
-        if old.dim() == x.dim() and old.shape[:2] == state and old.shape == new.shape
-    ]
+Pair = tuple[Tensor, Tensor]
+"""A tensor that the step before made, and its like of this step."""
+
+
+def _stack(twin: nn.Module, step: Trace, pairs: list[Pair], x: Tensor, reverse: bool) -> tuple[Layer, ...]:
+    """Layers upon layers, until every convolution of the step has its place. Raises Refused."""
+    layers: list[Layer] = []
+    calls = list(step.convolutions)
+    while calls:
+        rest = Trace(calls, step.norms, step.dropouts, step.transposed)
+        attempts = (partial(_layer, twin, rest, pairs, x, h) for h in pairs)
+        recipe, x, used = first_success(attempts, "no state was found among the tensors that its step made", 2)
+        layers.append(Layer("", recipe, (len(layers) - 1,) if layers else (), reverse=reverse and not layers))
+        calls = [call for call in calls if call not in used]
+    return tuple(layers)
+
+
+def _layer(
+    twin: nn.Module, rest: Trace, pairs: list[Pair], x: Tensor, h: Pair
+) -> tuple[Recipe, Tensor, list[Convolution]]:
+    """The recipe of the layer that steps from h[0] to h[1], its new h, and its convolutions. Raises Refused."""
+    used = seeing(rest.convolutions, x.detach(), h[0])
+    own = Trace(used, rest.norms, rest.dropouts, rest.transposed)
+    size = Sizes(x.shape[1], h[0].shape[1], ())
     attempts = (
-        partial(explained, twin, trace, x, h, c, new_h, new_c, size)
-        for (h, new_h), (c, new_c) in product(states, states)
+        partial(explained, twin, own, x, h[0], c[0], h[1], c[1], size) for c in pairs if c[0].shape == h[0].shape
     )
-    recipe = first_success(attempts, "no state was found among the tensors that its step made")
-    return Layer("", recipe, reverse=reverse)
+    return first_success(attempts, "no cell state was found", 2), h[1], used

@@ -48,7 +48,8 @@ Sums = tuple[tuple[Block, ...], ...]
 class Recipe:
     """The cell that a module computes, in terms of the module's tensors."""
 
-    channels: int
+    inputs: int  # channels of x
+    channels: int  # of the state
     axes: int  # of an image: 1 or 2
     weight_ih: Sums  # i, f, g, o
     weight_hh: Sums
@@ -73,9 +74,14 @@ class Recipe:
         }
 
     @property
-    def tensors(self) -> set[str]:
+    def tensors(self) -> list[str]:
         """The names of all tensors that the cell reads."""
-        return {b.name for sums in (self.weight_ih, self.weight_hh, self.bias, self.peephole) for s in sums for b in s}
+        sums = (*self.weight_ih, *self.weight_hh, *self.bias, *self.peephole)
+        return list(dict.fromkeys(block.name for blocks in sums for block in blocks))
+
+    def is_whole(self, module: nn.Module) -> bool:
+        """Whether the module has all tensors: before a first forward some may not be there."""
+        return all(isinstance(attrgetter(name)(module), Tensor) for name in self.tensors)
 
     def _weight(self, module: nn.Module, gates: Sums) -> Tensor:
         whole = self._in_one(gates)

@@ -126,6 +126,8 @@ class SequencePlan:
         frames = self.form.bind(args, kwargs, self.layers[0].recipe.axes)
         if frames is None or hooked(module) or settings(module) != self.settings:
             return None
+        if not all(layer.recipe.is_whole(module.get_submodule(layer.cell)) for layer in self.layers):
+            return None
         made = results(module, self.layers, frames)
         return rebuild(self.output, lambda leaf: leaf.value.of(made) if isinstance(leaf, Leaf) else leaf)
 

@@ -39,9 +39,9 @@ class Refused(Exception):
 Result = TypeVar("Result")
 
 
-def first_success(attempts: Iterable[Callable[[], Result]], otherwise: str) -> Result:
-    """What the first attempt gives that is not refused. Raises the deepest refusal, or `otherwise` without any."""
-    deepest = Refused(otherwise)
+def first_success(attempts: Iterable[Callable[[], Result]], otherwise: str, depth: int = 0) -> Result:
+    """What the first attempt gives that is not refused. Raises the deepest refusal, or `otherwise`."""
+    deepest = Refused(otherwise, depth)
     for attempt in attempts:
         try:
             return attempt()
@@ -70,7 +70,10 @@ def duplicate(module: nn.Module) -> nn.Module:
     for tensor in named_tensors(module).values():
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # locks, generators, files: a stranger's module may hold anything
+        raise Refused(f"it cannot be copied: {error}", 1) from None
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .calls import leaves
 from .cells import CellPlan, recognise
 from .loops import recognise_loop, recognise_sequence
+from .observed import guesses, is_torchs_own, looks_like_one, observe
 from .report import Kept, Replaced, Report
 from .sequences import SequencePlan
 from .swapped import is_swapped, swap
-from .trace import Refused, duplicate, undisturbed, without_hooks
+from .trace import Refused
 
 TELLING = 3  # a reason of this depth is news: convolutions of x and a state were seen
-Shapes = dict[str, tuple[int, ...]]
+LOOP = "cells fused; the loop over time stays"
+Shape = tuple[int, ...] | None
 
 
 def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose: bool = True) -> Report:
@@ -32,63 +32,49 @@ def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose
 
     Returns the report: what was replaced, and what was kept for which reason. What `example` raises comes through.
     """
-    scratch, shapes = (model, {}) if example is None else _observed(model, example)
+    scratch, shapes = (model, {}) if example is None else observe(model, example)
     report = Report()
     for name, module in reversed(list(model.named_modules())):
-        entry = _converted(name, module, scratch.get_submodule(name), shapes)
+        entry = _converted(name, module, scratch.get_submodule(name), shapes.get(name))
+        if example is None and isinstance(entry, Kept) and looks_like_one(module):
+            again = (_converted(name, module, *guess) for guess in guesses(model, name))
+            entry = next((found for found in again if isinstance(found, Replaced)), entry)
         if isinstance(entry, Replaced):
             report.replaced.insert(0, entry)
-        elif entry is not None:
+        elif entry is not None and not (entry.reason.startswith(LOOP) and _loop_inside(report, name)):
             report.kept.insert(0, entry)
     if verbose:
         print(report)
     return report
 
 
-def _observed(model: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, Shapes]:
-    """A copy of the model that has run once, and the shapes of the first tensor that each of its modules was given."""
-    copied = without_hooks(duplicate(model)).eval()
-    shapes: Shapes = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensors = [a for a in leaves((args, kwargs)) if isinstance(a, Tensor)]
-            if tensors:
-                shapes.setdefault(name, tuple(tensors[0].shape))
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(watch(n), with_kwargs=True) for n, m in copied.named_modules()]
-    with undisturbed(torch.get_default_dtype()), torch.no_grad():
-        copied(*example)
-    for handle in handles:
-        handle.remove()
-    return copied, shapes
+def _loop_inside(report: Report, name: str) -> bool:
+    """Whether the report names a loop already that stays inside this module."""
+    return any(k.reason.startswith(LOOP) and (not name or k.name.startswith(f"{name}.")) for k in report.kept)
 
 
-def _converted(name: str, module: nn.Module, scratch: nn.Module, shapes: Shapes) -> Replaced | Kept | None:
+def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) -> Replaced | Kept | None:
     """Convert one module, if it is a ConvLSTM; None for what does not look like one."""
     kind = type(module).__name__
     if is_swapped(module) or type(module).__module__.startswith("fusecell."):
         return Kept(name, kind, "computed by fusecell already")
-    if type(module).__module__.startswith("torch."):
+    if is_torchs_own(module):
         return None
     looping = any(is_swapped(m) for m in module.modules())
     try:
         _refuse_hooks(module)
-        plan = recognise_sequence(scratch, shapes.get(name)) if looping else _cell_or_loop(scratch, shapes.get(name))
+        plan = recognise_sequence(scratch, seen) if looping else _cell_or_loop(scratch, seen)
     except Refused as reason:
         if looping:
-            return Kept(name, kind, f"cells fused; the loop over time stays: {reason}") if reason.depth else None
-        return Kept(name, kind, str(reason)) if reason.depth >= TELLING or "lstm" in kind.lower() else None
+            return Kept(name, kind, f"{LOOP}: {reason}") if reason.depth else None
+        return Kept(name, kind, str(reason)) if reason.depth >= TELLING or looks_like_one(module) else None
     notes = () if looping else _notes(module, plan)
-    swap(module, plan)
-    if scratch is not module:
-        swap(scratch, plan)
+    for each in {module, scratch}:
+        swap(each, plan)
     return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", notes)
 
 
-def _cell_or_loop(module: nn.Module, seen: tuple[int, ...] | None) -> CellPlan | SequencePlan:
+def _cell_or_loop(module: nn.Module, seen: Shape) -> CellPlan | SequencePlan:
     """Raises Refused with the reason of the attempt that got further."""
     if any(isinstance(m, nn.Conv3d) for m in module.modules()):
         raise Refused("its convolutions have three dimensions, expected 1 or 2", 0)
@@ -109,7 +95,8 @@ def _refuse_hooks(module: nn.Module) -> None:
 
 
 def _notes(module: nn.Module, plan: CellPlan | SequencePlan) -> tuple[str, ...]:
-    tensors = plan.recipe.tensors if isinstance(plan, CellPlan) else plan.layers[0].recipe.tensors
+    recipes = [plan.recipe] if isinstance(plan, CellPlan) else [layer.recipe for layer in plan.layers]
+    tensors = {name for recipe in recipes for name in recipe.tensors}
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     dead = [name for name, _ in module.named_parameters() if name not in tensors]
     plain = sorted(tensors - parameters)
