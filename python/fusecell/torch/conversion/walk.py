@@ -30,8 +30,11 @@ def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose
     example: arguments for one call of the model, made on a copy of it, from which the shapes are learnt that its
     modules are called with; without it they are guessed from the parameters. verbose prints the report.
 
-    Returns the report: what was replaced, and what was kept for which reason. What `example` raises comes through.
+    Returns the report: what was replaced, and what was kept for which reason. Raises TypeError for an example that is
+    no tuple; what the model raises on it comes through.
     """
+    if example is not None and not isinstance(example, tuple):
+        raise TypeError(f"example: expected a tuple of the model's arguments, got {type(example).__name__}")
     scratch, shapes = (model, {}) if example is None else observe(model, example)
     report = Report()
     for name, module in reversed(list(model.named_modules())):
