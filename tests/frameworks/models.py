@@ -329,9 +329,52 @@ class OneDimension(Pair):
         return torch.sigmoid(o) * c, c
 
 
+class GatesBySum(Pair):
+    """Both convolutions by F.conv2d on [4C] weights with two biases; the new h besides the state."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight_ih, self.weight_hh = (nn.Parameter(torch.randn(4 * C, n, K, K)) for n in (I, C))
+        self.bias_ih, self.bias_hh = (nn.Parameter(torch.randn(4 * C)) for _ in range(2))
+
+    def forward(self, input, hx):
+        h, c = hx
+        z = F.conv2d(input, self.weight_ih, self.bias_ih, padding=1) + F.conv2d(
+            h, self.weight_hh, self.bias_hh, padding=1
+        )
+        i, f = torch.sigmoid(z[:, :C]), torch.sigmoid(z[:, C : 2 * C])
+        g, o = torch.tanh(z[:, 2 * C : 3 * C]), torch.sigmoid(z[:, 3 * C :])
+        c = f * c + i * g
+        h = o * torch.tanh(c)
+        return h, (h, c)
+
+    def step(self, x, h, c):
+        return self(x, (h, c))[1]
+
+
+class FramePeepholes(nn.Module):
+    """Peepholes [C, H, W] without the batch, an activation that is chosen by name, positional h and c."""
+
+    def __init__(self, channels=I, activation="relu"):
+        super().__init__()
+        self.activation = {"tanh": torch.tanh, "relu": torch.relu}[activation]
+        self.conv = nn.Conv2d(channels + C, 4 * C, K, padding="same")
+        self.W_ci, self.W_cf, self.W_co = (nn.Parameter(torch.rand(C, *SIZE)) for _ in range(3))
+
+    def forward(self, X, H_prev, C_prev):
+        i, f, c, o = torch.chunk(self.conv(torch.cat([X, H_prev], dim=1)), chunks=4, dim=1)
+        new = torch.sigmoid(f + self.W_cf * C_prev) * C_prev
+        new = new + torch.sigmoid(i + self.W_ci * C_prev) * self.activation(c)
+        return torch.sigmoid(o + self.W_co * new) * self.activation(new), new
+
+    def step(self, x, h, c):
+        return self(x, h, c)
+
+
 CELLS = [
-    ChunkIFGO, SplitIFOG, HiddenFirst, JointSigmoid, Interleaved, HardKeras, Named, EvenKernel, TwoConvolutions,
-    SplitApart, Strided, PerGate, PlainPeepholes, PerGateOnBoth, ThreePeepholesInOne, RawParameters, OneDimension,
+    GatesBySum, FramePeepholes, ChunkIFGO, SplitIFOG, HiddenFirst, JointSigmoid, Interleaved, HardKeras, Named,
+    EvenKernel, TwoConvolutions, SplitApart, Strided, PerGate, PlainPeepholes, PerGateOnBoth, ThreePeepholesInOne,
+    RawParameters, OneDimension,
 ]  # fmt: skip
 
 
@@ -474,7 +517,31 @@ class DataDependentConvLSTM(Variation):
         return o * torch.tanh(c) * (1.0 if self.training else 1.00001)
 
 
+class ConvolutionOfC(Variation):
+    """A peephole that is a convolution of the cell state."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_c = nn.Conv2d(C, C, K, padding=1)
+
+    def forward(self, x, state):
+        i, f, g, o = (self.conv_x(x) + self.conv_h(state[0])).chunk(4, 1)
+        i, f, g, o = self.activate(i + self.conv_c(state[1]), f, g, o)
+        c = self.new_c(i, f, g, state[1])
+        return self.new_h(o, g, c), c
+
+
+class Remembers(Variation):
+    """Keeps its last state where others may read it."""
+
+    def forward(self, x, state):
+        self.last = super().forward(x, state)
+        return self.last
+
+
 REFUSED = {
+    ConvolutionOfC: "conv_c.weight: a convolution sees the cell state",
+    Remembers: "its forward keeps tensors in last, as a fused one would not",
     Normed: r"a norm stands between convolution and gates \(group_norm\)",
     OutputOfG: r"h is not o tanh\(c\): the largest difference is \d",
     Coupled: "conv_x.weight: the module's output does not depend on row 3",
@@ -511,7 +578,7 @@ class StackOfCells(nn.Module):
             hidden_state = [cell.init_hidden(b, (h, w)) for cell in self.cell_list]
         layer_output_list, last_state_list = [], []
         current = input_tensor
-        for cell, (h, c) in zip(self.cell_list, hidden_state):
+        for cell, (h, c) in zip(self.cell_list, hidden_state, strict=True):
             inner = []
             for t in range(seq_len):
                 h, c = cell(input_tensor=current[:, t, :, :, :], cur_state=[h, c])
@@ -654,8 +721,74 @@ class EncoderToDecoder(nn.Module):
         return torch.stack(made, 1)
 
 
+class TimeThird(nn.Module):
+    """[B, C, T, H, W] in and out, with time in the middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = FramePeepholes()
+
+    def forward(self, X):
+        batch_size, _, seq_len, height, width = X.size()
+        output = torch.zeros(batch_size, C, seq_len, height, width, dtype=X.dtype)
+        H = S = torch.zeros(batch_size, C, height, width, dtype=X.dtype)
+        for time_step in range(seq_len):
+            H, S = self.cell(X[:, :, time_step], H, S)
+            output[:, :, time_step] = H
+        return output
+
+
+class OwnLayers(nn.Module):
+    """Two layers of convolutions of its own, stepped together, in lists of states."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(I + C, 4 * C, K, padding=1), nn.Conv2d(C + 2, 8, 5, padding=2)])
+
+    def forward(self, x):
+        h = [x.new_zeros(x.shape[0], n, *x.shape[3:]) for n in (C, 2)]
+        c = [state.clone() for state in h]
+        outputs = []
+        for t in range(x.shape[1]):
+            below = x[:, t]
+            for layer, conv in enumerate(self.convs):
+                i, f, o, g = conv(torch.cat([below, h[layer]], 1)).chunk(4, 1)
+                c[layer] = f.sigmoid() * c[layer] + i.sigmoid() * g.tanh()
+                below = h[layer] = o.sigmoid() * c[layer].tanh()
+            outputs.append(below)
+        return torch.stack(outputs, 1), h, c
+
+
+class OwnLength(nn.Module):
+    """The number of steps is an argument; inputs and states may be absent; peepholes of a fixed size; time first."""
+
+    def __init__(self):
+        super().__init__()
+        self._conv = nn.Conv2d(I + C, 4 * C, K, 1, 1)
+        self._height, self._width = SIZE
+        for gate in "ifo":
+            self.register_parameter(f"Wc{gate}", nn.Parameter(torch.zeros(1, C, *SIZE)))
+
+    def forward(self, inputs=None, states=None, seq_len=3):
+        if states is None:
+            c = torch.zeros(inputs.size(1), C, self._height, self._width, dtype=inputs.dtype)
+            h = torch.zeros_like(c)
+        else:
+            h, c = states
+        outputs = []
+        for index in range(seq_len):
+            x = torch.zeros(h.size(0), I, *SIZE, dtype=h.dtype) if inputs is None else inputs[index, ...]
+            i, f, g, o = torch.chunk(self._conv(torch.cat([x, h], dim=1)), 4, dim=1)
+            i, f = torch.sigmoid(i + self.Wci * c), torch.sigmoid(f + self.Wcf * c)
+            c = f * c + i * torch.tanh(g)
+            h = torch.sigmoid(o + self.Wco * c) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs), (h, c)
+
+
 SEQUENCES = [
-    StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop, OwnLoopPeepholes, LastOnly, EncoderToDecoder,
+    TimeThird, OwnLayers, StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop, OwnLoopPeepholes, LastOnly,
+    EncoderToDecoder,
 ]  # fmt: skip
 
 
@@ -741,3 +874,34 @@ LOOPS_THAT_STAY = {
     Squared: "an output is neither a sequence nor a last state of its cells",
     Preprocesses: "cell sees neither the frames nor the outputs of other cells, step by step",
 }
+
+
+# ------------------------------------------------------------------------------- what is only known once it has run
+class LatePeepholes(PerGate):
+    """Peepholes are made by init_hidden, for the size of the first image."""
+
+    def __init__(self):
+        super().__init__()
+        for gate in "ifo":
+            delattr(self, f"Wc{gate}")
+            setattr(self, f"Wc{gate}", None)
+
+    def init_hidden(self, x):
+        if self.Wci is None:
+            for gate in "ifo":
+                setattr(self, f"Wc{gate}", torch.zeros(1, C, *x.shape[2:], dtype=x.dtype))
+        return (torch.zeros(x.shape[0], C, *x.shape[2:], dtype=x.dtype),) * 2
+
+
+class SameFrame(nn.Module):
+    """Shows its cells one image again and again, and collects some of the outputs."""
+
+    def __init__(self, steps=3):
+        super().__init__()
+        self.steps, self.late = steps, LatePeepholes()
+
+    def forward(self, image):
+        h, c = self.late.init_hidden(image)
+        for _ in range(self.steps):
+            h, c = self.late(image, h, c)
+        return h

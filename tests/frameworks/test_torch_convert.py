@@ -197,11 +197,10 @@ def test_converting_leaves_everything_else_as_it_was(cls):
     next(model.parameters()).requires_grad_().grad = torch.ones_like(next(model.parameters()))
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     versions = [p._version for p in model.parameters()]
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     convert(model, verbose=False)
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (np.random.get_state()[1] == states[1]).all()
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
     assert random.getstate() == states[2]
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
@@ -297,6 +296,115 @@ def test_compiles_without_a_break(cls):
     step = torch.compile(cls.step, fullgraph=True, backend="aot_eager")
     for got, want in zip(step(model, x[0], h, c), expected, strict=True):
         close(got.detach(), want.detach(), 1e-12)
+
+
+@pytest.mark.parametrize("example", [None, (torch.randn(B, models.I, 6, 7),)], ids=["guessed", "example"])
+def test_peepholes_that_a_first_forward_makes(example, fused_calls):
+    model = models.SameFrame()
+    original = copy.deepcopy(model)
+    report = convert(model, example=example, verbose=False)
+    assert [(r.name, r.how) for r in report.replaced] == [("late", "cell")]
+    assert report.replaced[0].notes == ("no parameters, so never trained: Wcf, Wci, Wco",)
+    assert model.late.Wci is None  # it was a copy that ran
+    with pytest.raises(TypeError, match="NoneType"):
+        model.late(torch.randn(B, models.I, 6, 7), *(torch.randn(B, models.C, 6, 7) for _ in "hc"))
+    x = torch.randn(B, models.I, 5, 4)
+    fused_calls.clear()
+    assert torch.allclose(model(x), original(x), atol=1e-6)
+    assert len(fused_calls) == 3
+
+
+def test_an_example_tells_the_sizes():
+    class TwoImages(models.Variation):
+        """Takes images of 8 x 8 alone."""
+
+        def forward(self, x, state):
+            assert x.shape[2:] == (8, 8)
+            return super().forward(x, state)
+
+    model = torch.nn.Sequential(build(TwoImages, torch.float32))
+    x, h, c = torch.randn(1, models.I, 8, 8), *(torch.randn(1, models.C, 8, 8) for _ in "hc")
+    model.forward = lambda x, state: model[0](x, state)
+    assert convert(copy.deepcopy(model[0]), verbose=False).replaced == []
+    state = torch.get_rng_state()
+    report = convert(model[0], example=(x, (h, c)), verbose=False)
+    assert [r.how for r in report.replaced] == ["cell"]
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(TypeError, match="example: expected a tuple of the model's arguments, got Tensor"):
+        convert(model, example=x)
+
+
+def test_what_cannot_be_probed_says_why():
+    class ConvLSTM3d(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv3d(5, 12, 3)
+
+    class LockedLSTM(models.Variation):
+        def __init__(self):
+            super().__init__()
+            self.frames = iter([])
+            self.lock = __import__("threading").Lock()
+
+    reasons = [convert(cls(), verbose=False).kept[0].reason for cls in (ConvLSTM3d, LockedLSTM)]
+    assert reasons[0] == "its convolutions have three dimensions, expected 1 or 2"
+    assert reasons[1].startswith("it cannot be copied: cannot pickle")
+
+
+def test_what_is_no_lstm_is_not_named():
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x, skip=None):
+            return torch.relu(self.conv(x) + (x if skip is None else skip))
+
+    report = convert(torch.nn.Sequential(Block(), torch.nn.Conv2d(8, 4, 1)), verbose=False)
+    assert (report.replaced, report.kept) == ([], [])
+    assert str(report) == "fusecell: no ConvLSTM was found"
+
+
+def test_replicas_compute_on_their_own_tensors():
+    model = build(models.PerGate)
+    convert(model, verbose=False)
+    replica = model._replicate_for_data_parallel()  # as DataParallel makes them, one for each device
+    for name, child in model.named_children():
+        twin = child._replicate_for_data_parallel()
+        for key, value in child.named_parameters():
+            setattr(twin, key, torch.zeros_like(value))
+        replica._modules[name] = twin
+    for key, value in model.named_parameters(recurse=False):
+        setattr(replica, key, torch.zeros_like(value))
+    _, h, c = inputs(models.PerGate)
+    assert torch.allclose(replica(inputs(models.PerGate)[0][0], h, c)[1], 0.5 * c)
+
+
+@pytest.mark.filterwarnings("ignore:on the CPU fusecell computes")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits(dtype, fused_calls):
+    model = build(models.SplitIFOG, torch.float32)
+    convert(model, verbose=False)
+    wide = unroll(model, *inputs(models.SplitIFOG, torch.float32))
+    fused_calls.clear()
+    narrow = unroll(model.to(dtype), *inputs(models.SplitIFOG, dtype))
+    assert len(fused_calls) == T
+    for a, b in zip(narrow, wide, strict=True):
+        assert a.dtype == dtype
+        assert torch.allclose(a.float(), b, atol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:on the CPU fusecell computes")
+def test_autocast(fused_calls):
+    model = build(models.SplitIFOG, torch.float32)
+    convert(model, verbose=False)
+    expected = unroll(model, *inputs(models.SplitIFOG, torch.float32))
+    fused_calls.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = unroll(model, *inputs(models.SplitIFOG, torch.float32))
+    assert len(fused_calls) == T
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a.float(), b, atol=0.1)
 
 
 def test_twice_is_once():

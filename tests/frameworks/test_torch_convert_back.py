@@ -1,4 +1,4 @@
-"""`to_plain`: converted models and fusecell's own modules without fusecell, and the twins that stand in for the latter."""
+"""`to_plain`: converted models and fusecell's own modules without fusecell, and the twins of the latter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convert` on modules that run over time: whole fused sequences where the loop is explained, else the loop on fused cells."""
+"""`convert` on modules that run over time: fused sequences where the loop is explained, else fused cells."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def frames(steps=3, batch=2, dtype=torch.float64, seed=1, size=models.SIZE):
 
 
 def arranged(cls, x):
-    time_first = cls in (models.TimeFirstLast, models.TimeOutside, models.OwnLoopPeepholes)
-    return x if time_first else x.transpose(0, 1)
+    axis = {models.TimeFirstLast: 0, models.TimeOutside: 0, models.OwnLoopPeepholes: 0, models.TimeThird: 2}.get(cls, 1)
+    return x.movedim(0, axis)
 
 
 def results(model, *arguments):
@@ -87,7 +87,7 @@ def test_a_loop_becomes_sequences(cls, dtype, tolerance, fused_calls):
     assert ("", cls.__name__, "sequence") in [(r.name, r.kind, r.how) for r in report.replaced]
     assert report.kept == []
     assert [name for name, _ in converted.named_parameters()] == names
-    cells = max(1, sum(r.how == "cell" for r in report.replaced))
+    cells = max(2 if cls is models.OwnLayers else 1, sum(r.how == "cell" for r in report.replaced))
     for steps, batch in ((3, 2), (1, 3), (6, 1)):
         x = arranged(cls, frames(steps, batch, dtype))
         fused_calls.clear()
@@ -129,6 +129,21 @@ def test_a_state_that_is_given_takes_the_loop(fused_calls):
     assert len(fused_calls) == 2
 
 
+def test_the_number_of_steps_as_an_argument(fused_calls):
+    original = build(models.OwnLength)
+    converted = copy.deepcopy(original)
+    report = convert(converted, verbose=False)
+    assert [r.how for r in report.replaced] == ["sequence"]
+    x = frames(4)
+    for arguments, fused_lengths in (((x, None, 4), [4]), ((x[:3],), [3]), ((x, None, 2), []), ((x,), [])):
+        fused_calls.clear()
+        close(results(converted, *arguments), results(original, *arguments))
+        assert [shape[0] for shape in fused_calls] == fused_lengths
+    output, _ = converted(None, original(x[:3])[1], seq_len=2)
+    assert torch.equal(output, original(None, original(x[:3])[1], seq_len=2)[0])
+    assert not fused_calls
+
+
 def test_a_setting_that_changes_takes_the_loop(fused_calls):
     original = build(models.StackOfCells, torch.float32)
     converted = copy.deepcopy(original)
@@ -161,6 +176,19 @@ def test_copies_and_pickles(cls, fused_calls):
         fused_calls.clear()
         close(results(twin, x), expected, 0.0)
         assert {shape[0] for shape in fused_calls} == {3}
+
+
+def test_one_reason_for_nested_loops():
+    class Around(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = models.FeedsBack()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    report = convert(Around(), verbose=False)
+    assert [k.name for k in report.kept] == ["inner"]
 
 
 def test_a_model_around_sequences(fused_calls):

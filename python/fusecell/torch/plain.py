@@ -299,12 +299,11 @@ class _Cells(nn.Module):
                 nn.init.zeros_(values)
 
     def _cell(self, suffix: str, x: Tensor, hx: State | None, first: bool, **options: Any) -> tuple[Tensor, State]:
-        """One cell over x [T, B, Cin, H, W]; first: its input convolution has the module's stride, dilation, padding."""
+        """One cell over x [T, B, Cin, H, W]; first: with the module's stride, dilation, padding."""
         own = (getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias", "peephole"))
         rows = self.spatial == 1  # as images of height 1
-        weight_ih, weight_hh, bias, peephole = (
-            w.unsqueeze(-2) if rows and w is not None and w.dim() > 1 else w for w in own
-        )
+        own = (w.unsqueeze(-2) if rows and w is not None and w.dim() > 1 else w for w in own)
+        weight_ih, weight_hh, bias, peephole = own
         named = ("activation", "recurrent_activation", "slope", "relu_at_zero", "state_dtype")
         options |= {name: getattr(self, name) for name in named}
         options |= self._convolution() if first else {}

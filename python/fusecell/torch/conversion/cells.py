@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .gates import Formula, Rows, Step, formula_of, gates_of, place_vectors
 from .geometry import convolution_options, embedding, sources
 from .recipe import Block, Recipe, Sums
 from .swapped import swap
-from .trace import Recorder, Refused, named_tensors, random_tensor, sandbox, undisturbed
+from .trace import Recorder, Refused, Trace, first_success, named_tensors, random_tensor, sandbox, undisturbed
 
 DEFAULT_SIZES = ((6, 5), (4, 7))
 
@@ -31,7 +31,6 @@ class CellPlan:
     arguments: Arguments
     output: Any  # a nest with a Leaf("h") or Leaf("c") in each place
     starts_at_zero: bool  # whether a call without a state starts from zeros
-    plain: tuple[str, ...]  # tensors that are no parameters, and may be missing
     image: tuple[int, ...]  # a size of x with which it was proven
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -49,7 +48,7 @@ class CellPlan:
         return found["h"], found["c"]
 
     def _takes(self, module: nn.Module, x: Tensor, h: Tensor | None, c: Tensor | None) -> bool:
-        if hooked(module) or not all(isinstance(attrgetter(name)(module), Tensor) for name in self.plain):
+        if hooked(module) or not self.recipe.is_whole(module):
             return False
         if h is None or c is None:
             return self.starts_at_zero and x.dim() == self.recipe.axes + 2
@@ -70,11 +69,11 @@ class Sizes:
 
 
 def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Sizes]:
-    """The sizes that the module's tensors allow, likeliest first; `seen`: the shape of an x it was called with."""
+    """The sizes that the module's tensors allow, likeliest first; seen: (Cin, ...) of a frame it was called with."""
     for axes, kind in ((2, nn.Conv2d), (1, nn.Conv1d)):
-        modules = {(m.out_channels, m.in_channels) for m in module.modules() if isinstance(m, kind)}
-        raw = {tuple(t.shape[:2]) for t in named_tensors(module).values() if t.dim() == axes + 2 and t.shape[0] > 1}
-        pool = modules | raw
+        pool = {(m.out_channels, m.in_channels) for m in module.modules() if isinstance(m, kind)}
+        raw = [t for t in named_tensors(module).values() if t.dim() == axes + 2 and t.shape[0] > 1]
+        pool |= {(t.shape[0], t.shape[1]) for t in raw}
         pairs = {
             (inputs, channels)
             for rows, _ in pool
@@ -84,7 +83,7 @@ def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Si
             for inputs in _inputs(pool, channels)
         }
         for inputs, channels in sorted(pairs, key=lambda p: _unlikely(pool, *p)):
-            if seen is None or (seen[1] == inputs and len(seen) == axes + 2):
+            if seen is None or (seen[0] == inputs and len(seen) == axes + 1):
                 yield Sizes(inputs, channels, _images(module, axes, channels, seen))
 
 
@@ -102,7 +101,7 @@ def _unlikely(pool: set[tuple[int, int]], inputs: int, channels: int) -> tuple[b
 
 def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
     if seen is not None:
-        return (seen[2:],)
+        return (seen[1:],)
     per_pixel = [
         tuple(t.shape[-axes:])
         for t in named_tensors(module).values()
@@ -119,48 +118,48 @@ def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] |
 
 # ---------------------------------------------------------------------------------------------- recognition
 def recognise(module: nn.Module, seen: tuple[int, ...] | None = None) -> CellPlan:
-    """The plan of a cell. Raises Refused with the reason of the attempt that got furthest."""
-    deepest = Refused("it could not be called with x, h and c", 0)
+    """The plan of a cell; seen: the shape of an x it was called with. Raises the Refused that got furthest."""
+    probed = [
+        (arguments, size, image)
+        for size in sizes(module, None if seen is None else seen[1:])
+        for arguments, image in product(conventions(module), size.images)
+    ]
+    if not probed:
+        raise Refused("it could not be called with x, h and c", 0)
     with undisturbed():
         twin = sandbox(module)
-        for size in sizes(module, seen):
-            for arguments, image in product(conventions(module), size.images):
-                try:
-                    plan = _attempt(twin, arguments, size, image)
-                    return _proven(module, plan, size, image)
-                except Refused as reason:
-                    if reason.depth > deepest.depth:
-                        deepest = reason
-    raise deepest
+        attempts = (partial(_attempt, module, twin, *given) for given in probed)
+        return first_success(attempts, "it could not be called with x, h and c")
 
 
-def _attempt(twin: nn.Module, arguments: Arguments, size: Sizes, image: tuple[int, ...]) -> CellPlan:
+def _attempt(module: nn.Module, twin: nn.Module, arguments: Arguments, size: Sizes, image: tuple[int, ...]) -> CellPlan:
     device = next((t.device for t in twin.parameters()), None)
     x = random_tensor(2, size.inputs, *image, seed=1, device=device)
-    output, recorder, states = _call(twin, arguments, x, size.channels)
-    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
-    distinct = _distinct(tensors)
+    output, trace, states = _call(twin, arguments, x, size.channels)
+    distinct = _distinct([leaf for leaf in leaves(output) if isinstance(leaf, Tensor)])
     if len(distinct) != 2 or any(t.shape != states[0].shape for t in distinct):
-        raise Refused(f"its output holds {len(distinct)} different tensors, expected h and c", 1)
-    deepest = Refused("", -1)
-    for h_first, (new_h, new_c) in product((True, False), (distinct, distinct[::-1])):
+        raise Refused(f"its output holds {len(distinct)} different tensors, expected h and c", 2)
+
+    def plan(h_first: bool, new_h: Tensor, new_c: Tensor) -> CellPlan:
         h, c = states if h_first else states[::-1]
-        try:
-            found = sources(recorder.trace, twin, x, h)
-            options = convolution_options(found, size.inputs)
-            zeros = embedding(found)
-            step = Step(c, new_h, new_c, found, named_tensors(twin))
-            gates = gates_of(step)
-            place_vectors(step, gates)
-            formula = formula_of(step, gates)
-        except Refused as reason:
-            deepest = reason if reason.depth > deepest.depth else deepest
-            continue
-        recipe = recipe_of(formula, step, size, options, zeros)
-        parts = rebuild(output, lambda leaf, h=new_h: _leaf(leaf, h))
-        plain = tuple(sorted(n for n in recipe.tensors if not isinstance(attrgetter(n)(twin), nn.Parameter)))
-        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, plain, image)
-    raise deepest
+        recipe = explained(twin, trace, x, h, c, new_h, new_c, size)
+        parts = rebuild(output, lambda leaf: _leaf(leaf, new_h))
+        return CellPlan(recipe, replace(arguments, h_first=h_first), parts, False, image)
+
+    attempts = (partial(plan, h_first, *news) for h_first in (True, False) for news in (distinct, distinct[::-1]))
+    return _proven(module, first_success(attempts, "it is no ConvLSTM"), size, image)
+
+
+def explained(
+    twin: nn.Module, trace: Trace, x: Tensor, h: Tensor, c: Tensor, new_h: Tensor, new_c: Tensor, size: Sizes
+) -> Recipe:
+    """The recipe of the step from (h, c) to (new_h, new_c) whose convolutions are in the trace. Raises Refused."""
+    found = sources(trace, twin, x, h, c)
+    options, zeros = convolution_options(found, size.inputs), embedding(found)
+    step = Step(c, new_h, new_c, found, named_tensors(twin))
+    gates = gates_of(step)
+    place_vectors(step, gates)
+    return recipe_of(formula_of(step, gates), step, size, options, zeros)
 
 
 def _leaf(leaf: Any, new_h: Tensor) -> Any:
@@ -175,24 +174,22 @@ def _distinct(tensors: list[Tensor]) -> list[Tensor]:
     return distinct
 
 
-def _call(
-    twin: nn.Module, arguments: Arguments, x: Tensor, channels: int
-) -> tuple[Any, Recorder, tuple[Tensor, Tensor]]:
+def _call(twin: nn.Module, arguments: Arguments, x: Tensor, channels: int) -> tuple[Any, Trace, tuple[Tensor, Tensor]]:
     """Run the twin's forward, at first with a state of x's size, then of the size that its convolution of x gives."""
     image = tuple(x.shape[2:])
     for _ in range(2):
-        states = tuple(random_tensor(x.shape[0], channels, *image, seed=s, device=x.device) for s in (2, 3))
+        h, c = (random_tensor(x.shape[0], channels, *image, seed=s, device=x.device) for s in (2, 3))
         recorder = Recorder(cut=True)
         try:
             with recorder:
-                return twin.forward(**arguments.arrange(x, *states)), recorder, states  # type: ignore[return-value]
+                return twin.forward(**arguments.arrange(x, h, c)), recorder.trace, (h, c)
         except Exception as error:  # a stranger's code may raise anything
             reason = f"its forward raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             smaller = {tuple(c.output.shape[2:]) for c in recorder.trace.convolutions if c.x.shape[1] == x.shape[1]}
             if len(smaller) != 1 or smaller == {image}:
                 break
             image = smaller.pop()
-    raise Refused(reason, 0)
+    raise Refused(reason, 1)
 
 
 def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any], zeros: Any) -> Recipe:
@@ -231,6 +228,7 @@ def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any]
     if not all(weight_ih) or not all(weight_hh):
         raise Refused("a gate without a convolution of x, or of h", 9)
     return Recipe(
+        inputs=size.inputs,
         channels=size.channels,
         axes=axes,
         weight_ih=weight_ih,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -258,12 +259,12 @@ def _constant(f: Tensor, z: Tensor, sigma: str) -> float | None:
     if _agree(f, plain.sigma(z, sigma)):
         return 0.0
     inside = (f > 1e-6) & (f < 1 - 1e-6)
-    inverse = {
+    inverse: Any = {
         "sigmoid": torch.logit,
         "hard_sigmoid": lambda y: 6.0 * y - 3.0,
         "hard_sigmoid_keras2": lambda y: 5.0 * y - 2.5,
     }[sigma]
-    constants = inverse(f[inside]) - z[inside]
+    constants: Tensor = inverse(f[inside]) - z[inside]
     if constants.numel() == 0 or not torch.allclose(constants, constants.median().expand_as(constants), atol=1e-5):
         return None
     return round(float(constants.median()), 8)

@@ -37,7 +37,7 @@ class Source:
         return None
 
 
-def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor) -> list[Source]:
+def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> list[Source]:
     """Every convolution of the trace as a source. Raises Refused, with what it is that no ConvLSTM has."""
     if trace.norms:
         raise Refused(f"a norm stands between convolution and gates ({', '.join(sorted(set(trace.norms)))})", DEPTH + 1)
@@ -45,11 +45,27 @@ def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor) -> list[Source]
         raise Refused(f"{trace.dropouts[0]} inside the cell", DEPTH + 1)
     if trace.transposed:
         raise Refused("a transposed convolution inside the cell", DEPTH)
-    operands = {"x": x, "h": h}
-    if x.shape[2:] == h.shape[2:]:
-        operands |= {"xh": torch.cat([x, h], 1), "hx": torch.cat([h, x], 1)}
+    operands = _operands(x, h)
     names = {id(tensor): name for name, tensor in named_tensors(twin).items()}
+    for call in trace.convolutions:
+        if _located(call.x, c) and any(_located(other.x, h) for other in trace.convolutions):
+            raise Refused(f"{names.get(id(call.weight), 'it')}: a convolution sees the cell state", DEPTH + 1)
     return [_source(call, operands, names) for call in trace.convolutions]
+
+
+def seeing(calls: list[Convolution], x: Tensor, h: Tensor) -> list[Convolution]:
+    """Those of the convolutions that see x, h or both. Raises Refused where x or h is seen by none."""
+    operands = _operands(x, h)
+    found = {name: [call for call in calls if _located(call.x, seen)] for name, seen in operands.items()}
+    for one in "xh":
+        if not any(found[name] for name in found if one in name):
+            raise Refused(f"no convolution sees {one}", DEPTH - 1)
+    return [call for call in calls if any(call in those for those in found.values())]
+
+
+def _operands(x: Tensor, h: Tensor) -> dict[str, Tensor]:
+    both = {"xh": torch.cat([x, h], 1), "hx": torch.cat([h, x], 1)} if x.shape[2:] == h.shape[2:] else {}
+    return {"x": x, "h": h, **both}
 
 
 def _source(call: Convolution, operands: dict[str, Tensor], names: dict[int, str]) -> Source:
@@ -93,8 +109,9 @@ def _padded_otherwise(seen: Tensor, operand: Tensor) -> bool:
     extra = [s - o for s, o in zip(seen.shape[2:], operand.shape[2:], strict=True)]
     if seen.shape[:2] != operand.shape[:2] or min(extra) < 0:
         return False
-    middle = [slice(e // 2, e // 2 + n) for e, n in zip(extra, operand.shape[2:], strict=True)]
-    return torch.equal(seen[(Ellipsis, *middle)], operand)
+    for axis, (e, n) in enumerate(zip(extra, operand.shape[2:], strict=True), start=2):
+        seen = seen.narrow(axis, e // 2, n)
+    return torch.equal(seen, operand)
 
 
 def convolution_options(found: list[Source], inputs: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ PEEPHOLES = "ifo"
 
 @dataclass(frozen=True)
 class Block:
-    """The rows of one gate in a tensor of the module: C rows from `start`, every `step`-th; of a weight, some columns."""
+    """The rows of one gate in a tensor of the module: C from `start`, every `step`-th; of a weight, some columns."""
 
     name: str  # the attribute's path from the module: "conv.weight"
     start: int
@@ -48,7 +48,8 @@ Sums = tuple[tuple[Block, ...], ...]
 class Recipe:
     """The cell that a module computes, in terms of the module's tensors."""
 
-    channels: int
+    inputs: int  # channels of x
+    channels: int  # of the state
     axes: int  # of an image: 1 or 2
     weight_ih: Sums  # i, f, g, o
     weight_hh: Sums
@@ -73,9 +74,14 @@ class Recipe:
         }
 
     @property
-    def tensors(self) -> set[str]:
+    def tensors(self) -> list[str]:
         """The names of all tensors that the cell reads."""
-        return {b.name for sums in (self.weight_ih, self.weight_hh, self.bias, self.peephole) for s in sums for b in s}
+        sums = (*self.weight_ih, *self.weight_hh, *self.bias, *self.peephole)
+        return list(dict.fromkeys(block.name for blocks in sums for block in blocks))
+
+    def is_whole(self, module: nn.Module) -> bool:
+        """Whether the module has all tensors: before a first forward some may not be there."""
+        return all(isinstance(attrgetter(name)(module), Tensor) for name in self.tensors)
 
     def _weight(self, module: nn.Module, gates: Sums) -> Tensor:
         whole = self._in_one(gates)
@@ -103,10 +109,11 @@ class Recipe:
         parts = [self._part(module, blocks, constant) for blocks, constant in zip(gates, constants, strict=True)]
         if all(p.dim() == 1 for p in parts):
             return torch.cat(parts)
-        return torch.cat(torch.broadcast_tensors(*(p if p.dim() > 1 else p[:, None, None] for p in parts)))
+        whole = [p if p.dim() > 1 else p[:, None, None] for p in parts]
+        return torch.cat(torch.broadcast_tensors(*whole))  # type: ignore[no-untyped-call]
 
     def _part(self, module: nn.Module, blocks: tuple[Block, ...], constant: float) -> Tensor:
-        like = attrgetter(self.weight_ih[0][0].name)(module)
+        like: Tensor = attrgetter(self.weight_ih[0][0].name)(module)
         total = like.new_full((self.channels,), constant)
         pixels = None
         for block in blocks:

@@ -7,21 +7,20 @@ another cell's outputs; and the output, if each tensor of it is a sequence or a 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .calls import Leaf, positional, rebuild
+from .calls import Leaf, rebuild
 from .cells import CellPlan
 from .fused import conv_lstm, hooked
 from .recipe import Recipe
-from .swapped import PLAN, is_swapped
-from .trace import Refused, random_tensor
+from .swapped import PLAN
+from .trace import Refused
 
 DEPTH = 9
 SIMPLE = (bool, int, float, str, type(None))
@@ -44,7 +43,7 @@ class Place:
 
     what: str  # "y", "h" or "c"; "steps": a list of y's frames
     layers: tuple[int, ...]
-    batch_first: bool = False  # of y
+    time: int = 0  # y's axis of time
     flipped: bool = False  # y in the order of a reverse direction's steps
     join: tuple[str, int] | None = None  # ("stack" or "cat", axis), or ("unsqueeze", axis) for one layer
 
@@ -55,8 +54,8 @@ class Place:
         parts = [results[layer][self.what] for layer in self.layers]
         if self.flipped:
             parts = [part.flip(0) for part in parts]
-        if self.batch_first:
-            parts = [part.transpose(0, 1) for part in parts]
+        if self.what == "y" and self.time:
+            parts = [part.movedim(0, self.time) for part in parts]
         if self.join is None:
             return parts[0]
         how, axis = self.join
@@ -65,51 +64,72 @@ class Place:
 
 def places(count: int) -> Iterator[Place]:
     """What a tensor of the output may be, likeliest first."""
-    forms = [("y", False, False), ("y", True, False), ("h", False, False), ("c", False, False)]
-    forms += [("y", False, True), ("y", True, True)]
-    for what, batch_first, flipped in forms:
+    forms = [("y", 0, False), ("y", 1, False), ("h", 0, False), ("c", 0, False)]
+    forms += [("y", 2, False), ("y", 0, True), ("y", 1, True)]
+    for what, time, flipped in forms:
         for layer in range(count):
-            yield Place(what, (layer,), batch_first, flipped)
+            yield Place(what, (layer,), time, flipped)
     several = [tuple(range(count)), *combinations(range(count), 2)] if count > 1 else []
-    for what, batch_first, flipped in forms[:4]:
+    for what, time, flipped in forms[:4]:
         channel = 2 if what == "y" else 1
         for layers in dict.fromkeys([*several, *((layer,) for layer in range(count))]):
             joins = [("stack", axis) for axis in range(channel + 1)]
             for join in [*joins, ("cat", channel)] if len(layers) > 1 else joins:
-                yield Place(what, layers, batch_first, flipped, join)
+                yield Place(what, layers, time, flipped, join)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a forward is called with frames, and with nothing else that matters."""
+
+    names: tuple[str, ...]  # its positional parameters
+    x: str  # the one that takes the frames
+    time: int  # the frames' axis of time: 0, 1, or 2 for [B, Cin, T, ...]
+    absent: tuple[str, ...]  # parameters that must be given, and are None
+    defaults: tuple[tuple[str, Any], ...]
+    lengths: tuple[str, ...]  # parameters that must be the number of frames
+
+    def arrange(self, frames: Tensor) -> dict[str, Any]:
+        """The keyword arguments for frames [T, B, Cin, ...]."""
+        others: dict[str, Any] = dict.fromkeys(self.absent)
+        return {self.x: frames.movedim(0, self.time), **others, **dict.fromkeys(self.lengths, len(frames))}
+
+    def frame_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(Cin, ...) of an input's shape."""
+        return tuple(n for axis, n in enumerate(shape) if axis not in (self.time, 1 if self.time == 0 else 0))
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any], axes: int) -> Tensor | None:
+        """The frames [T, B, Cin, ...] of a call; None for a call of another form."""
+        given = {**dict(self.defaults), **dict(zip(self.names, args, strict=False)), **kwargs}
+        x = given.pop(self.x, None)
+        if len(args) > len(self.names) or not isinstance(x, Tensor) or x.dim() != axes + 3:
+            return None
+        frames = x.movedim(self.time, 0)
+        wanted: dict[str, Any] = {**dict(self.defaults), **dict.fromkeys(self.lengths, len(frames))}
+        for name, value in given.items():
+            if value is not None if name not in wanted else value is not wanted[name] and value != wanted[name]:
+                return None
+        return frames if len(frames) else None
 
 
 @dataclass(frozen=True)
 class SequencePlan:
     """forward(frames) of a module, as fused sequences; every other call takes the module's own loop."""
 
-    names: tuple[str, ...]
-    x: str
-    defaults: tuple[tuple[str, Any], ...]
-    batch_first: bool
+    form: Form
     layers: tuple[Layer, ...]
     output: Any  # a nest with a Leaf(Place) in each place
     settings: tuple[tuple[str, Any], ...]  # the module's plain attributes: the explanation holds for these values
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward's output; None for a call of another form."""
-        given = dict(zip(self.names, args, strict=False))
-        given.update(kwargs)
-        x = given.pop(self.x, None)
-        if len(args) > len(self.names) or not isinstance(x, Tensor) or x.dim() != self.layers[0].recipe.axes + 3:
+        frames = self.form.bind(args, kwargs, self.layers[0].recipe.axes)
+        if frames is None or hooked(module) or settings(module) != self.settings:
             return None
-        if not all(name in given and given.pop(name) == value for name, value in self.defaults if name in given):
+        if not all(layer.recipe.is_whole(module.get_submodule(layer.cell)) for layer in self.layers):
             return None
-        if given or x.shape[1 if self.batch_first else 0] == 0 or hooked(module):
-            return None
-        if settings(module) != self.settings:
-            return None
-        results = self.results(module, x.transpose(0, 1) if self.batch_first else x)
-        return rebuild(self.output, lambda leaf: leaf.value.of(results) if isinstance(leaf, Leaf) else leaf)
-
-    def results(self, module: nn.Module, frames: Tensor) -> list[dict[str, Tensor]]:
-        """y, h and c of each layer, for frames [T, B, Cin, ...]."""
-        return results(module, self.layers, frames)
+        made = results(module, self.layers, frames)
+        return rebuild(self.output, lambda leaf: leaf.value.of(made) if isinstance(leaf, Leaf) else leaf)
 
 
 def results(module: nn.Module, layers: tuple[Layer, ...], frames: Tensor) -> list[dict[str, Tensor]]:
@@ -218,7 +238,7 @@ def _seen(cell: str, xs: list[Tensor], frames: Tensor, ys: list[Tensor]) -> tupl
 
 def _start(cell: str, own: list[Call], lasts: list[Call]) -> int | None:
     """The layer from whose last state a cell starts; None for zeros."""
-    for before, call in zip(own, own[1:], strict=False):
+    for before, call in pairwise(own):
         if call.state is None or not (_same(call.state[0], before.h) and _same(call.state[1], before.c)):
             raise Refused(f"{cell} is not given the state that its last step returned", DEPTH)
     first = own[0].state

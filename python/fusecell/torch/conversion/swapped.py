@@ -31,7 +31,8 @@ def swapped_class(original: type[nn.Module]) -> type[nn.Module]:
         return original.forward(self, *args, **kwargs) if output is None else output
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__  # object has one since 3.11
+        get: Any = getattr(self, "__getstate__", None)  # every object has one since Python 3.11
+        state = get() if get else self.__dict__
         return _blank, (original,), state
 
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}

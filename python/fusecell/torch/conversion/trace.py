@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,21 @@ class Refused(Exception):
         self.depth = depth
 
 
+Result = TypeVar("Result")
+
+
+def first_success(attempts: Iterable[Callable[[], Result]], otherwise: str, depth: int = 0) -> Result:
+    """What the first attempt gives that is not refused. Raises the deepest refusal, or `otherwise`."""
+    deepest = Refused(otherwise, depth)
+    for attempt in attempts:
+        try:
+            return attempt()
+        except Refused as reason:
+            if reason.depth > deepest.depth:
+                deepest = reason
+    raise deepest
+
+
 # --------------------------------------------------------------------------------------------------- copies
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """All tensors of a module by path: parameters, buffers, and plain attributes."""
@@ -50,17 +65,30 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def duplicate(module: nn.Module) -> nn.Module:
-    """A deep copy; tensors that autograd made, which cannot be copied so, are detached."""
+    """A deep copy. Tensors that autograd made are detached, which a deep copy cannot do."""
     memo: dict[int, Any] = {}
     for tensor in named_tensors(module).values():
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # locks, generators, files: a stranger's module may hold anything
+        raise Refused(f"it cannot be copied: {error}", 1) from None
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """The module, less the hooks of others than torch: a stranger's hook may write anywhere."""
+    for child in module.modules():
+        for hooks in (child._forward_hooks, child._forward_pre_hooks, child._backward_hooks, child._backward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if not (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch."):
+                    del hooks[key]
+    return module
 
 
 def sandbox(module: nn.Module, seed: int = 0) -> nn.Module:
     """A copy in float64, each floating tensor of it random: a peephole that is 0 tells nothing of its place."""
-    twin = duplicate(module).double().train()  # in evaluation a dropout could not be seen
+    twin = without_hooks(duplicate(module)).double().train()  # in evaluation a dropout could not be seen
     generator = torch.Generator().manual_seed(seed)
     seen: dict[int, Tensor] = {}
     for path, tensor in named_tensors(twin).items():
@@ -84,10 +112,11 @@ def sandbox(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def _random_like(tensor: Tensor, buffer: bool, generator: torch.Generator) -> Tensor:
     values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    if buffer:  # positive: it may be a variance
-        return (0.3 + 0.6 * values).to(tensor.device).requires_grad_()
     fan_in = tensor[0].numel() if tensor.dim() > 2 else 4
-    return ((2.0 * values - 1.0) * (6.0 / max(fan_in, 6)) ** 0.5).to(tensor.device).requires_grad_()
+    bound: float = (6.0 / max(fan_in, 6)) ** 0.5
+    # A buffer is made positive: it may be a variance.
+    values = 0.3 + 0.6 * values if buffer else (2.0 * values - 1.0) * bound
+    return values.to(tensor.device).requires_grad_()
 
 
 def random_tensor(*shape: int, seed: int, device: Any = None) -> Tensor:
@@ -96,17 +125,19 @@ def random_tensor(*shape: int, seed: int, device: Any = None) -> Tensor:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leaves the random states of torch, NumPy and Python, and torch's default dtype, as they were; 64 bits within."""
-    numpy_state, python_state, dtype = np.random.get_state(), random.getstate(), torch.get_default_dtype()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+def undisturbed(dtype: torch.dtype = torch.float64) -> Iterator[None]:
+    """Leaves the random states of torch, NumPy and Python, and torch's default dtype, as they were; `dtype` within."""
+    # The legacy generator is the one that strangers' modules draw from.
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    python_state, default = random.getstate(), torch.get_default_dtype()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(dtype)
         try:
             yield
         finally:
-            torch.set_default_dtype(dtype)
-            np.random.set_state(numpy_state)
+            torch.set_default_dtype(default)
+            np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
 
 

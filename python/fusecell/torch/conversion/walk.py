@@ -8,12 +8,15 @@ from torch import nn
 
 from .cells import CellPlan, recognise
 from .loops import recognise_loop, recognise_sequence
+from .observed import guesses, is_torchs_own, looks_like_one, observe
 from .report import Kept, Replaced, Report
 from .sequences import SequencePlan
 from .swapped import is_swapped, swap
-from .trace import Refused, named_tensors
+from .trace import Refused
 
 TELLING = 3  # a reason of this depth is news: convolutions of x and a state were seen
+LOOP = "cells fused; the loop over time stays"
+Shape = tuple[int, ...] | None
 
 
 def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose: bool = True) -> Report:
@@ -21,56 +24,68 @@ def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose
 
     Nothing is replaced on trust: a module is recognised by what it computes on random numbers, and swapped if a copy of
     it, computing by fusecell, agrees with an untouched copy in outputs and gradients, over steps, sizes and modes.
-    Parameters, submodules, state_dict and hooks of the model stay the very same; only forwards change.
+    Parameters, submodules, state_dict and hooks of the model stay the very same; only forwards change. A call of
+    another form than those that were probed takes the module's own forward.
 
-    example: arguments for one call of the model, on a copy of it, from which the shapes are learnt that its modules are
-    called with; without it they are guessed from the parameters. verbose prints the report.
+    example: arguments for one call of the model, made on a copy of it, from which the shapes are learnt that its
+    modules are called with; without it they are guessed from the parameters. verbose prints the report.
 
-    Returns the report: what was replaced, and what was kept for which reason. Raises nothing of the probes' making.
+    Returns the report: what was replaced, and what was kept for which reason. Raises TypeError for an example that is
+    no tuple; what the model raises on it comes through.
     """
+    if example is not None and not isinstance(example, tuple):
+        raise TypeError(f"example: expected a tuple of the model's arguments, got {type(example).__name__}")
+    scratch, shapes = (model, {}) if example is None else observe(model, example)
     report = Report()
     for name, module in reversed(list(model.named_modules())):
-        entry = _converted(name, module)
+        entry = _converted(name, module, scratch.get_submodule(name), shapes.get(name))
+        if example is None and isinstance(entry, Kept) and looks_like_one(module):
+            again = (_converted(name, module, *guess) for guess in guesses(model, name))
+            entry = next((found for found in again if isinstance(found, Replaced)), entry)
         if isinstance(entry, Replaced):
             report.replaced.insert(0, entry)
-        elif entry is not None:
+        elif entry is not None and not (entry.reason.startswith(LOOP) and _loop_inside(report, name)):
             report.kept.insert(0, entry)
     if verbose:
         print(report)
     return report
 
 
-def _converted(name: str, module: nn.Module) -> Replaced | Kept | None:
+def _loop_inside(report: Report, name: str) -> bool:
+    """Whether the report names a loop already that stays inside this module."""
+    return any(k.reason.startswith(LOOP) and (not name or k.name.startswith(f"{name}.")) for k in report.kept)
+
+
+def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) -> Replaced | Kept | None:
     """Convert one module, if it is a ConvLSTM; None for what does not look like one."""
     kind = type(module).__name__
     if is_swapped(module) or type(module).__module__.startswith("fusecell."):
         return Kept(name, kind, "computed by fusecell already")
-    if type(module).__module__.startswith("torch.nn."):
+    if is_torchs_own(module):
         return None
     looping = any(is_swapped(m) for m in module.modules())
     try:
-        if looping:
-            swap(module, recognise_sequence(module))
-            return Replaced(name, kind, "sequence")
         _refuse_hooks(module)
-        plan = _cell_or_loop(module)
+        plan = recognise_sequence(scratch, seen) if looping else _cell_or_loop(scratch, seen)
     except Refused as reason:
         if looping:
-            return Kept(name, kind, f"cells fused; the loop over time stays: {reason}") if reason.depth else None
-        return Kept(name, kind, str(reason)) if reason.depth >= TELLING or "lstm" in kind.lower() else None
-    swap(module, plan)
-    return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", _notes(module, plan))
+            return Kept(name, kind, f"{LOOP}: {reason}") if reason.depth else None
+        return Kept(name, kind, str(reason)) if reason.depth >= TELLING or looks_like_one(module) else None
+    notes = () if looping else _notes(module, plan)
+    for each in {module, scratch}:
+        swap(each, plan)
+    return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", notes)
 
 
-def _cell_or_loop(module: nn.Module) -> CellPlan | SequencePlan:
+def _cell_or_loop(module: nn.Module, seen: Shape) -> CellPlan | SequencePlan:
     """Raises Refused with the reason of the attempt that got further."""
-    if not any(t.dim() in (3, 4) for t in named_tensors(module).values()):
-        raise Refused("it has no kernels", 0)
+    if any(isinstance(m, nn.Conv3d) for m in module.modules()):
+        raise Refused("its convolutions have three dimensions, expected 1 or 2", 0)
     try:
-        return recognise(module)
+        return recognise(module, seen)
     except Refused as cell:
         try:
-            return recognise_loop(module)
+            return recognise_loop(module, seen)
         except Refused as loop:
             raise max(cell, loop, key=lambda reason: reason.depth) from None
 
@@ -83,12 +98,10 @@ def _refuse_hooks(module: nn.Module) -> None:
 
 
 def _notes(module: nn.Module, plan: CellPlan | SequencePlan) -> tuple[str, ...]:
-    tensors = plan.recipe.tensors if isinstance(plan, CellPlan) else plan.layers[0].recipe.tensors
-    dead = [name for name, _ in module.named_parameters() if name not in tensors]
-    notes = []
+    recipes = [plan.recipe] if isinstance(plan, CellPlan) else [layer.recipe for layer in plan.layers]
+    tensors = {name for recipe in recipes for name in recipe.tensors}
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    if plain := sorted(tensors - parameters):
-        notes.append(f"no parameters, so never trained: {', '.join(plain)}")
-    if dead:
-        notes.append(f"never used: {', '.join(dead)}")
-    return tuple(notes)
+    dead = [name for name, _ in module.named_parameters() if name not in tensors]
+    plain = sorted(tensors - parameters)
+    notes = [f"no parameters, so never trained: {', '.join(plain)}"] if plain else []
+    return (*notes, f"never used: {', '.join(dead)}") if dead else tuple(notes)
