@@ -11,6 +11,7 @@ from fusecell._extras import require_installed
 require_installed("torch", "fusecell.torch")
 
 from fusecell.torch.clip import clip_grad_norm_, clip_grad_value_
+from fusecell.torch.conversion import convert, to_plain
 from fusecell.torch.functional import conv_lstm, conv_lstm_cell, lstm_gates
 from fusecell.torch.modules import ConvLSTM1d, ConvLSTM2d, ConvLSTMCell2d
 
@@ -22,5 +23,7 @@ __all__ = [
     "clip_grad_value_",
     "conv_lstm",
     "conv_lstm_cell",
+    "convert",
     "lstm_gates",
+    "to_plain",
 ]

@@ -6,7 +6,6 @@ the schema's defaults at every call, which takes 30 us for a dozen arguments, ha
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -108,40 +107,3 @@ def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
                 f"{name}: forward-mode differentiation (torch.func.jvp, jacfwd, dual numbers) is not fused; "
                 "fusecell.torch.to_plain(module) gives a twin of torch's own operators, which has it"
             )
-
-
-def named(names: Sequence[str], tensors: Sequence[Tensor | None]) -> Given:
-    """The tensors by name."""
-    return dict(zip(names, tensors, strict=True))
-
-
-def nothing(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """What stands for an output that nobody asked for."""
-    return torch.empty((0,), dtype=dtype or like.dtype, device=like.device)
-
-
-# ---------------------------------------------------------------------------------- 16 bits on a CPU are computed in 32
-HALF = (torch.bfloat16, torch.float16)
-_said_so = False
-
-
-def cell_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of c: float32 where h is of 16 bits."""
-    return torch.float32 if dtype in HALF else dtype
-
-
-def widens(x: Tensor) -> bool:
-    """Whether x's dtype has no kernels on its device, so that the call is computed in float32. Says so once."""
-    global _said_so
-    if x.dtype not in HALF or x.device.type != "cpu":
-        return False
-    if not _said_so:
-        _said_so = True
-        name = str(x.dtype).removeprefix("torch.")
-        warnings.warn(f"on the CPU fusecell computes {name} in float32, which is no faster than float32", stacklevel=4)
-    return True
-
-
-def widened(given: Given) -> Given:
-    """16 bits to 32, the rest as it is."""
-    return {name: t.float() if t is not None and t.dtype in HALF else t for name, t in given.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 Options = dict[str, Any]
@@ -48,7 +49,7 @@ def cell(
     }
 
 
-def output_extent(extent: Any, kernel: int, axis: int, options: Options) -> Any:
+def output_extent(extent: Any, kernel: int, axis: int, options: Mapping[str, Any]) -> Any:
     """The size of the input convolution's output along one axis (0: height); symbolic where `extent` is."""
     stride, reach = options["stride"][axis], options["dilation"][axis] * (kernel - 1) + 1
     if options["padding"] == "same":

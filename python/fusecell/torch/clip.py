@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import utils
 
 from fusecell.torch import _memory
-from fusecell.torch._library import HALF
+from fusecell.torch._operation import HALF
 
 Parameters: TypeAlias = "Tensor | Iterable[Tensor]"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusecell._typing import Padding, Pair
 from fusecell.torch import _conv_lstm, _lstm_gates, _options
-from fusecell.torch._library import cell_dtype
+from fusecell.torch._operation import cell_dtype
 
 _Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
 State = tuple[Tensor, Tensor]
@@ -107,7 +107,9 @@ def conv_lstm_cell(
             raise TypeError(f"{name}: expected only for whole sequences, got it for a single step")
     if x.dim() != 4:
         raise ValueError(f"x: expected shape [B, Cin, H, W], got {tuple(x.shape)}")
-    return conv_lstm(x.unsqueeze(0), weight_ih, weight_hh, bias, peephole, hx, **options)[1]
+    # y and h_n are the same; y is what backward keeps, so that it is there once.
+    y, (_, c) = conv_lstm(x.unsqueeze(0), weight_ih, weight_hh, bias, peephole, hx, **options)
+    return y.squeeze(0), c
 
 
 def lstm_gates(
@@ -146,7 +148,8 @@ def lstm_gates(
         for mask, rate in zip((zoneout_mask_h, zoneout_mask_c), zoneout, strict=True)
     ]
     inputs = (z, c, h, bias, peephole)
-    h_n, c_n, _ = _lstm_gates.lstm_gates(*inputs, *masks, options, _needs_gradient(inputs))
+    save = "gates" if _needs_gradient(inputs) else "none"
+    h_n, c_n, _ = _lstm_gates.lstm_gates(*inputs, *masks, options, save)
     return h_n, c_n.to(z.dtype) if state_dtype == "input" else c_n
 
 

@@ -1,0 +1,232 @@
+"""An operation of the core as two operators of torch: forward, and its gradients. What differs between operations is
+their tensors' names, how outputs are allocated, and the composition that second derivatives go through."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusecell.torch import _memory
+from fusecell.torch._layout import addressable
+from fusecell.torch._library import AutogradKernel, Given, Tensors, define, second_order
+from fusecell.torch._options import parsed
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def cell_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of c: float32 where h is of 16 bits."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What stands for an output that nobody asked for."""
+    return torch.empty((0,), dtype=dtype, device=device)
+
+
+class Operation(ABC):
+    """The operators fusecell::<name>(inputs, masks, options, save) -> outputs, and
+    fusecell::<name>_backward(sent, inputs, masks, saved, options, needs) -> a gradient for each input.
+
+    sent: gradients of the first outputs. saved: the outputs that backward reads; those after the first `len(sent)` are
+    for backward alone. save: "none", or what the outputs for backward are to hold; an output that is not made is empty.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    required: tuple[str, ...]  # of the inputs
+    masks: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sent: tuple[str, ...]
+    saved: tuple[str, ...]
+    kept: Mapping[str, int]  # for each value of save, how many outputs there are
+    wide: frozenset[str]  # what is float32 where the others are of 16 bits
+    as_they_lie: frozenset[str] = frozenset()  # the others are taken contiguous
+    always: frozenset[str] = frozenset()  # the inputs whose gradients the core makes whether they are wanted or not
+    core_names: Mapping[str, str] = {}  # of gradients, where the core calls them otherwise
+
+    # ------------------------------------------------------------------------------------------- what differs
+    @abstractmethod
+    def shapes(self, given: Given, plan: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What `allocate` needs to know, from the core's plan."""
+
+    @abstractmethod
+    def fake_shapes(self, given: Given, options: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The same from the tensors' own shapes, which may be symbolic."""
+
+    @abstractmethod
+    def allocate(self, given: Given, shapes: tuple[Any, ...], save: str) -> Tensors:
+        """Uninitialised outputs."""
+
+    @abstractmethod
+    def compose(self, given: Given, options: Mapping[str, Any]) -> Tensors:
+        """The outputs that have gradients, by torch's own operators."""
+
+    # ------------------------------------------------------------------------------------------------ operators
+    def __init__(self) -> None:
+        self.names = (*self.inputs, *self.masks)
+        self.backward_names = (*self.sent, *self.names, *self.saved)
+        self.backward_operator = define(
+            self._schema("_backward", self.backward_names, "bool[] needs", [f"d{name}" for name in self.inputs]),
+            self._backward,
+            self._fake_backward,
+            _backward_kernel(self),
+        )
+        self.operator = define(
+            self._schema("", self.names, "str save", self.outputs), self._forward, self._fake, _forward_kernel(self)
+        )
+
+    def _schema(self, suffix: str, names: Sequence[str], last: str, results: Sequence[str]) -> str:
+        there = {*self.required, *(self.saved if suffix else ())}
+        arguments = ", ".join(f"Tensor{'' if name in there else '?'} {name}" for name in names)
+        outputs = ", ".join(f"Tensor {name}" for name in results)
+        return f"{self.name}{suffix}({arguments}, str options, {last}) -> ({outputs})"
+
+    def _placed(self, given: Given) -> Given:
+        return {
+            name: t if t is None else addressable(t) if name in self.as_they_lie else t.contiguous()
+            for name, t in given.items()
+        }
+
+    def _device(self, given: Given) -> torch.device:
+        first = given[self.inputs[0]]
+        assert first is not None
+        return first.device
+
+    # -------------------------------------------------------------------------------------------------- forward
+    def _forward(self, *args: Any) -> Tensors:
+        given, (options, save) = dict(zip(self.names, args[:-2], strict=True)), args[-2:]
+        first: Tensor = args[0]
+        if save not in self.kept:
+            raise ValueError(f"save: expected one of {', '.join(self.kept)}, got {save}")
+        if not _widens(first):
+            return self._run(given, options, save)
+        results = zip(self.outputs, self._run(_widened(given), options, save), strict=True)
+        return tuple(t if name in self.wide else t.to(first.dtype) for name, t in results)
+
+    def _run(self, given: Given, options: str, save: str) -> Tensors:
+        placed, core, device = self._placed(given), parsed(options), self._device(given)
+        described = _memory.describe_all(placed, device)
+        plan = _memory.plan(self.name, device, described, core, options)
+        outputs = self.allocate(given, self.shapes(given, plan), save)
+        wanted = dict(zip(self.outputs, outputs[: self.kept[save]], strict=False))
+        _memory.run(self.name, device, described, core, options, _memory.describe_outputs(wanted))
+        return outputs
+
+    def _fake(self, *args: Any) -> Tensors:
+        given = dict(zip(self.names, args[:-2], strict=True))
+        return self.allocate(given, self.fake_shapes(given, parsed(args[-2])), args[-1])
+
+    # ------------------------------------------------------------------------------------------------- backward
+    def _backward(self, *args: Any) -> Tensors:
+        given, (options, needs) = dict(zip(self.backward_names, args[:-2], strict=True)), args[-2:]
+        first: Tensor = args[len(self.sent)]
+        if not _widens(first):
+            return self._run_backward(given, options, needs)
+        results = zip(self.inputs, needs, self._run_backward(_widened(given), options, needs), strict=True)
+        return tuple(d if needed and name in self.wide else d.to(first.dtype) for name, needed, d in results)
+
+    def _run_backward(self, given: Given, options: str, needs: list[bool]) -> Tensors:
+        device = self._device(given)
+        given = self._placed({name: None if name in self.saved and _is_nothing(t) else t for name, t in given.items()})
+        gradients = self._gradients(given, needs)
+        results = {f"d{name}": d for name, d, needed in zip(self.inputs, gradients, needs, strict=True) if needed}
+        for name in self.always:
+            results.setdefault(f"d{name}", torch.empty_like(given[name]))
+        inputs = _memory.describe_all({name: given[name] for name in (*self.names, *self.saved)}, device)
+        others = _memory.describe_all({name: given[name] for name in self.sent}, device)
+        others |= _memory.describe_outputs(results)
+        others = {self.core_names.get(name, name): described for name, described in others.items()}
+        _memory.run(self.name, device, inputs, parsed(options), options, others, backward=True)
+        return gradients
+
+    def _gradients(self, given: Given, needs: list[bool]) -> Tensors:
+        """Uninitialised gradients of the inputs, each lying as its input does; nothing where none is needed."""
+        first = given[self.inputs[0]]
+        assert first is not None
+        likes = (given[name] if needed else None for name, needed in zip(self.inputs, needs, strict=True))
+        return tuple(nothing(first.dtype, first.device) if t is None else torch.empty_like(t) for t in likes)
+
+    def _fake_backward(self, *args: Any) -> Tensors:
+        return self._gradients(self._placed(dict(zip(self.backward_names, args[:-2], strict=True))), args[-1])
+
+
+# ------------------------------------------------------------------------------------------------------------ autograd
+def _forward_kernel(op: Operation) -> type[AutogradKernel]:
+    class Forward(AutogradKernel):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, below: Any, *args: Any) -> Tensors:
+            outputs: Tensors = below(keyset, *args)
+            by_name = dict(zip(op.outputs, outputs, strict=True))
+            ctx.options, ctx.save = args[-2:]
+            ctx.save_for_backward(*args[:-2], *(by_name[name] for name in op.saved))
+            ctx.mark_non_differentiable(*outputs[len(op.sent) :])
+            ctx.set_materialize_grads(False)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *sent: Tensor | None) -> tuple[Tensor | None, ...]:
+            sent, count = sent[: len(op.sent)], len(op.inputs)
+            needs, rest = ctx.needs_input_grad[2 : 2 + count], (None,) * (len(op.masks) + 2)
+            if all(d is None for d in sent):
+                return (None, None, *(None,) * count, *rest)
+            if ctx.save == "none":
+                raise RuntimeError(f'{op.name}: expected another save than "none" where a gradient is needed')
+            found = op.backward_operator(*sent, *ctx.saved_tensors, ctx.options, needs)
+            return (None, None, *(d if needed else None for d, needed in zip(found, needs, strict=True)), *rest)
+
+    return Forward
+
+
+def _backward_kernel(op: Operation) -> type[AutogradKernel]:
+    class Backward(AutogradKernel):
+        """The second derivative, and all that follow, are those of the composition of torch's own operators."""
+
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, below: Any, *args: Any) -> Tensors:
+            gradients: Tensors = below(keyset, *args)
+            ctx.options, needs = args[-2:]
+            ctx.save_for_backward(*args[: len(op.sent) + len(op.names)])
+            ctx.mark_non_differentiable(*(d for d, needed in zip(gradients, needs, strict=True) if not needed))
+            ctx.set_materialize_grads(False)
+            return gradients
+
+        @staticmethod
+        def backward(ctx: Any, *sent: Tensor | None) -> tuple[Tensor | None, ...]:
+            saved = dict(zip((*op.sent, *op.names), ctx.saved_tensors, strict=True))
+            names = (*op.sent, *op.inputs)
+            wanted = [name for name, needed in zip(names, ctx.needs_input_grad[2:], strict=False) if needed]
+            first = {name: d for name, d in zip(op.inputs, sent, strict=True) if d is not None}
+            found = second_order(lambda own: op.compose(own, parsed(ctx.options)), saved, op.sent, first, wanted)
+            return (None, None, *(found.get(name) for name in (*op.backward_names, "options", "needs")))
+
+    return Backward
+
+
+# ------------------------------------------------------------------------------- 16 bits on a CPU are computed in 32
+_said_so = False
+
+
+def _widens(first: Tensor) -> bool:
+    """Whether a dtype has no kernels on its device, so that the call is computed in float32. Says so once."""
+    global _said_so
+    if first.dtype not in HALF or first.device.type != "cpu":
+        return False
+    if not _said_so:
+        _said_so = True
+        name = str(first.dtype).removeprefix("torch.")
+        warnings.warn(f"on the CPU fusecell computes {name} in float32, which is no faster than float32", stacklevel=4)
+    return True
+
+
+def _widened(given: Given) -> Given:
+    return {name: t.float() if t is not None and t.dtype in HALF else t for name, t in given.items()}
+
+
+def _is_nothing(tensor: Tensor | None) -> bool:
+    return tensor is None or tensor.shape == (0,)
