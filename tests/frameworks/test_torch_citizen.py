@@ -444,8 +444,9 @@ def test_sixteen_bits_on_a_cpu_say_so_once(monkeypatch):
     monkeypatch.setattr(_operation, "_said_so", False)
     module = ft.ConvLSTM2d(2, 3, 3, dtype=torch.bfloat16)
     x = torch.randn(T, B, 2, H, W, dtype=torch.bfloat16)
-    with pytest.warns(UserWarning, match="computes bfloat16 in float32"):
+    with pytest.warns(UserWarning, match="computes bfloat16 in float32") as said:
         module(x)
+    assert said[0].filename == __file__
     module(x)  # and not again: warnings are errors here
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusecell.torch import plain
 from fusecell.torch._layout import empty_frames, empty_sequence, follows, is_batch_first
@@ -26,7 +27,7 @@ class _ConvLSTM(Operation):
     outputs = ("y", "h_n", "c_n", "c", "gates")
     sent = ("dy", "dh_n", "dc_n")
     saved = ("y", "c", "gates")
-    kept: Mapping[str, int] = {"none": 3, "recompute": 4, "gates": 5}
+    saves = ("none", "recompute", "gates")
     wide = frozenset({"c_n", "c", "c_0"})
     as_they_lie = frozenset({"x", "h_0", "c_0", "y", "dy", "dh_n", "dc_n"})
 
@@ -47,11 +48,15 @@ class _ConvLSTM(Operation):
         h_n = empty_frames(shapes[1:], frames_last, x, x.dtype)
         c_n = empty_frames(shapes[1:], frames_last, x, cell)
         c, gates = nothing(cell, device), nothing(x.dtype, device)
-        if save != "none":
+        if save != "none" and t != 1:  # a single step's c is c_n
             c = torch.empty(shapes, dtype=cell, device=device)
         if save == "gates":
             gates = torch.empty((t, b, 4 * channels, *size), dtype=x.dtype, device=device)
         return y, h_n, c_n, c, gates
+
+    def to_save(self, outputs: dict[str, Tensor]) -> Tensors:
+        y, c, gates = super().to_save(outputs)
+        return y, outputs["c_n"].unsqueeze(0) if y.shape[0] == 1 else c, gates
 
     def compose(self, given: Given, options: Mapping[str, Any]) -> Tensors:
         named: dict[str, Any] = {**options, **{name: given[name] for name in self.names}}

@@ -23,7 +23,7 @@ class _LSTMGates(Operation):
     outputs = ("h_out", "c_out", "gates")
     sent = ("dh_out", "dc_out")
     saved = ("gates",)
-    kept: Mapping[str, int] = {"none": 2, "gates": 3}
+    saves = ("none", "gates")
     wide = frozenset({"c_out", "c"})
     always = frozenset({"z", "c"})
     core_names: Mapping[str, str] = {"dh_out": "dh", "dc_out": "dc", "dc": "dc_before", "dh": "dh_before"}

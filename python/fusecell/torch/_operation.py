@@ -3,6 +3,7 @@ their tensors' names, how outputs are allocated, and the composition that second
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ class Operation(ABC):
     outputs: tuple[str, ...]
     sent: tuple[str, ...]
     saved: tuple[str, ...]
-    kept: Mapping[str, int]  # for each value of save, how many outputs there are
+    saves: tuple[str, ...]  # the values of save
     wide: frozenset[str]  # what is float32 where the others are of 16 bits
     as_they_lie: frozenset[str] = frozenset()  # the others are taken contiguous
     always: frozenset[str] = frozenset()  # the inputs whose gradients the core makes whether they are wanted or not
@@ -66,6 +67,10 @@ class Operation(ABC):
     @abstractmethod
     def compose(self, given: Given, options: Mapping[str, Any]) -> Tensors:
         """The outputs that have gradients, by torch's own operators."""
+
+    def to_save(self, outputs: dict[str, Tensor]) -> Tensors:
+        """What backward gets as `saved`."""
+        return tuple(outputs[name] for name in self.saved)
 
     # ------------------------------------------------------------------------------------------------ operators
     def __init__(self) -> None:
@@ -102,8 +107,8 @@ class Operation(ABC):
     def _forward(self, *args: Any) -> Tensors:
         given, (options, save) = dict(zip(self.names, args[:-2], strict=True)), args[-2:]
         first: Tensor = args[0]
-        if save not in self.kept:
-            raise ValueError(f"save: expected one of {', '.join(self.kept)}, got {save}")
+        if save not in self.saves:
+            raise ValueError(f"save: expected one of {', '.join(self.saves)}, got {save}")
         if not _widens(first):
             return self._run(given, options, save)
         results = zip(self.outputs, self._run(_widened(given), options, save), strict=True)
@@ -114,7 +119,7 @@ class Operation(ABC):
         described = _memory.describe_all(placed, device)
         plan = _memory.plan(self.name, device, described, core, options)
         outputs = self.allocate(given, self.shapes(given, plan), save)
-        wanted = dict(zip(self.outputs, outputs[: self.kept[save]], strict=False))
+        wanted = {name: t for name, t in zip(self.outputs, outputs, strict=True) if not _is_nothing(t)}
         _memory.run(self.name, device, described, core, options, _memory.describe_outputs(wanted))
         return outputs
 
@@ -162,9 +167,8 @@ def _forward_kernel(op: Operation) -> type[AutogradKernel]:
         @staticmethod
         def forward(ctx: Any, keyset: Any, below: Any, *args: Any) -> Tensors:
             outputs: Tensors = below(keyset, *args)
-            by_name = dict(zip(op.outputs, outputs, strict=True))
             ctx.options, ctx.save = args[-2:]
-            ctx.save_for_backward(*args[:-2], *(by_name[name] for name in op.saved))
+            ctx.save_for_backward(*args[:-2], *op.to_save(dict(zip(op.outputs, outputs, strict=True))))
             ctx.mark_non_differentiable(*outputs[len(op.sent) :])
             ctx.set_materialize_grads(False)
             return outputs
@@ -220,8 +224,17 @@ def _widens(first: Tensor) -> bool:
     if not _said_so:
         _said_so = True
         name = str(first.dtype).removeprefix("torch.")
-        warnings.warn(f"on the CPU fusecell computes {name} in float32, which is no faster than float32", stacklevel=4)
+        message = f"on the CPU fusecell computes {name} in float32, which is no faster than float32"
+        warnings.warn(message, stacklevel=_level_of_the_caller())
     return True
+
+
+def _level_of_the_caller() -> int:
+    """How far up the first frame stands that is neither fusecell's nor torch's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("fusecell", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _widened(given: Given) -> Given:
