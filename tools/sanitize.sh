@@ -16,7 +16,7 @@ name=${sanitizers%%,*}
 place=build/sanitize-$name
 compiler=${CXX:-g++}
 tests="tests/test_cases.py tests/test_half_precision.py tests/test_updates.py tests/test_clipping.py
-  tests/test_emulated.py tests/test_threads.py tests/test_bad_calls.py tests/test_isa.py"
+  tests/test_emulated.py tests/test_layouts.py tests/test_threads.py tests/test_bad_calls.py tests/test_isa.py"
 
 # --------------------------------------------------------------------------------------- the sanitizer's library
 # ThreadSanitizer sees threads: fibres, which run a kernel's otherwise, are one thread to it.

@@ -147,12 +147,16 @@ struct Timeline {
 };
 
 // -------------------------------------------------------------------------------------------------------- copies
-// A state, or its gradient, to where it will be worked on, or back; what is absent is zero.
+// A state, or its gradient, to where it will be worked on, or back; what is absent is zero. Few pixels at a time: with
+// channels last, a cache line holds those of many channels.
 template <class S>
 void copy_state(const ConvLstmShape& shape, const Frames<const S>& from, int workers, const Frames<S>& to) {
-  parallel_for(shape.batch * shape.channels, workers, [&](int64_t task, int) {
-    const int64_t b = task / shape.channels, channel = task % shape.channels;
-    copy_pixels(from.image(b).at(channel, 0), shape.pixels(), to.image(b).at(channel, 0));
+  const int64_t blocks = ceil_div(shape.pixels(), kCellRun);
+  parallel_for(shape.batch * blocks, workers, [&](int64_t task, int) {
+    const int64_t b = task / blocks, p = task % blocks * kCellRun, n = std::min(kCellRun, shape.pixels() - p);
+    for (int64_t channel = 0; channel < shape.channels; ++channel) {
+      copy_pixels(from.image(b).at(channel, p), n, to.image(b).at(channel, p));
+    }
   });
 }
 

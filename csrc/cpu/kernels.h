@@ -67,9 +67,9 @@ struct CellForwardRun : CellRun<S> {
   const S *z[4], *bias_pixel[4];
   S bias_channel[4];
   S *h_out, *c_out;  // may alias h and c
-  S* c_saved;        // copies
-  Pixels<S> y;
-  S* gates[4];  // any output may be null
+  Pixels<S> y;       // as h_out
+  S* c_saved;        // as c_out
+  S* gates[4];       // any output may be null
 };
 
 template <class S>

@@ -80,28 +80,39 @@ inline int64_t first_of_residue(int64_t low, int64_t stride, int64_t residue) {
   return low + ((residue - low) % stride + stride) % stride;
 }
 
-// One channel of one image; mask, if there is one, is multiplied in.
+// A row of one residue of the columns: every step_v-th pixel.
 template <class S>
-void pack_channel(const Packing& packing, const Pixels<const S>& from, const S* mask, S* to) {
-  const int64_t plane = packing.plane();
-  std::memset(to, 0, static_cast<size_t>(packing.planes() * plane) * sizeof(S));
+void pack_row(const Pixels<const S>& from, const S* mask, int64_t step_v, int64_t count, S* line) {
+  const int64_t step = step_v * from.stride;
+  if (mask) {
+    for (int64_t i = 0; i < count; ++i) line[i] = from.data[i * step] * mask[i * step_v];
+  } else if (step == 1) {
+    std::copy_n(from.data, count, line);
+  } else {
+    for (int64_t i = 0; i < count; ++i) line[i] = from.data[i * step];
+  }
+}
+
+// Channels first to last - 1 of one image; mask, if there is one, is multiplied in.
+template <class S>
+void pack_channels(const Packing& packing, int64_t first, int64_t last, const Image<const S>& image, const S* mask,
+                   S* to) {
+  const int64_t plane = packing.plane(), packed = packing.planes() * plane;
+  const int64_t pixels = packing.extent[0] * packing.extent[1];
+  std::memset(to + first * packed, 0, static_cast<size_t>((last - first) * packed) * sizeof(S));
   const int64_t low_u = packing.pad_low[0], end_u = low_u + packing.extent[0], step_u = packing.stride[0];
   const int64_t low_v = packing.pad_low[1], end_v = low_v + packing.extent[1], step_v = packing.stride[1];
   for (int64_t row_residue : packing.residues[0]) {
     for (int64_t column_residue : packing.residues[1]) {
-      S* origin = to + packing.plane_of(row_residue, column_residue) * plane;
+      const int64_t origin = packing.plane_of(row_residue, column_residue) * plane;
       const int64_t first_v = first_of_residue(low_v, step_v, column_residue);
+      const int64_t count = ceil_div(end_v - first_v, step_v);
       for (int64_t u = first_of_residue(low_u, step_u, row_residue); u < end_u; u += step_u) {
-        S* line = origin + u / step_u * packing.pitch + first_v / step_v;
-        const int64_t at = (u - low_u) * packing.extent[1] + first_v - low_v, step = step_v * from.stride;
-        const S* pixel = from.data + at * from.stride;
-        const int64_t count = ceil_div(end_v - first_v, step_v);
-        if (mask) {
-          for (int64_t i = 0; i < count; ++i) line[i] = pixel[i * step] * mask[at + i * step_v];
-        } else if (step == 1) {
-          std::copy_n(pixel, count, line);
-        } else {
-          for (int64_t i = 0; i < count; ++i) line[i] = pixel[i * step];
+        const int64_t p = (u - low_u) * packing.extent[1] + first_v - low_v;
+        S* line = to + origin + u / step_u * packing.pitch + first_v / step_v;
+        for (int64_t channel = first; channel < last; ++channel) {
+          pack_row(image.at(channel, p), mask ? mask + channel * pixels + p : nullptr, step_v, count,
+                   line + channel * packed);
         }
       }
     }
@@ -120,16 +131,21 @@ void put_pixels(const Packing& packing, const S* from, int64_t p, int64_t n, S* 
   }
 }
 
-// Packs image b from `image_of(b)` for every active b; `mask` covers the whole batch.
+// Packs image b from `image_of(b)` for every active b; `mask` covers the whole batch. Where pixels are not neighbours,
+// the channels of a cache line are packed together.
 template <class S, class ImageOf>
 void pack(const Packing& packing, const std::vector<uint8_t>& active, ImageOf&& image_of, const S* mask, int workers,
           S* to) {
-  const int64_t pixels = packing.extent[0] * packing.extent[1];
-  const int64_t packed = packing.image() / packing.channels;
-  parallel_for(static_cast<int64_t>(active.size()) * packing.channels, workers, [&](int64_t task, int) {
-    const int64_t b = task / packing.channels, channel = task % packing.channels;
+  constexpr int64_t kOfCacheLine = 64 / static_cast<int64_t>(sizeof(S));
+  const int64_t C = packing.channels, mask_image = C * packing.extent[0] * packing.extent[1];
+  parallel_for(static_cast<int64_t>(active.size()) * C, workers, [&](int64_t task, int) {
+    const int64_t b = task / C;
     if (!active[static_cast<size_t>(b)]) return;
-    pack_channel<S>(packing, image_of(b).at(channel, 0), mask ? mask + task * pixels : nullptr, to + task * packed);
+    const Image<const S> image = image_of(b);
+    const int64_t together = image.pixel == 1 ? 1 : kOfCacheLine, first = task % C * together;
+    if (first >= C) return;
+    pack_channels(packing, first, std::min(first + together, C), image, mask ? mask + b * mask_image : nullptr,
+                  to + b * packing.image());
   });
 }
 

@@ -140,10 +140,10 @@ void expect_strides(const std::string& name, const Tensor& tensor, Role role) {
   const auto refuse = [&](const std::string& expected) { refuse_strides(name, tensor, expected); };
   if (strides.empty()) return;
   expect_stride_of_each_axis(name, tensor);
-  if (*std::min_element(strides.begin(), strides.end()) < 0) refuse("strides of at least 0");
   if (is_empty(shape)) return;
   int64_t span = 0;  // from the first element to the last, along the axes so far
   for (size_t axis : axes_by_stride(tensor)) {
+    if (strides[axis] < 0) refuse("strides of at least 0");
     if (role == Role::output && strides[axis] <= span) refuse("strides that keep the elements of an output apart");
     if (strides[axis] > (kLargestSize - span) / (shape[axis] - 1)) refuse("strides within 2^46 elements");
     span += (shape[axis] - 1) * strides[axis];
