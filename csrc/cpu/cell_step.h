@@ -9,29 +9,11 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
+#include "cpu/pixels.h"
 #include "cpu/thread_pool.h"
 #include "problem/lstm_gates.h"
 
 namespace fusecell::cpu {
-
-// n pixels from one place to another; what is absent is zero.
-template <class S>
-void copy_pixels(const Pixels<const S>& from, int64_t n, const Pixels<S>& to) {
-  if (from.data && from.stride == 1 && to.stride == 1) {
-    std::copy_n(from.data, n, to.data);
-  } else {
-    for (int64_t i = 0; i < n; ++i) to.data[i * to.stride] = from.data ? from.data[i * from.stride] : S(0);
-  }
-}
-
-template <class S>
-void add_pixels(const Pixels<const S>& from, int64_t n, S* to) {
-  if (from.stride == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] += from.data[i];
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] += from.data[i * from.stride];
-  }
-}
 
 // Copies a state or a gradient that may be absent (zero) to where it will be worked on.
 template <class S>
@@ -181,7 +163,7 @@ class CellGradients {
                 at_or_null(step.zoneout_mask_h, at), at_or_null(step.zoneout_mask_c, at));
     run.dh = step.dh.image(b).at(channel, p).data;  // pixels that are neighbours
     run.dc = step.dc.image(b).at(channel, p).data;
-    if (step.dy.data) add_pixels(step.dy.image(b).at(channel, p), n, run.dh);
+    if (step.dy.data) add_pixels(step.dy.image(b).at(channel, p), n, Pixels<S>{run.dh});
     for (int64_t k = 0; k < 4; ++k) {
       const int64_t row = k * C + channel, at_gate = (b * 4 * C + row) * P + p;
       run.gates[k] = step.gates + at_gate;

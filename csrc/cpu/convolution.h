@@ -9,6 +9,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
+#include "cpu/pixels.h"
 #include "cpu/thread_pool.h"
 #include "problem/convolution.h"
 
@@ -158,15 +159,16 @@ class InputGradient {
         const int64_t row = r * conv_.stride[0] + phase.residue[0] - conv_.pad_low[0];
         const int64_t column = (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];
         const int64_t p = row * conv_.in[1] + column;
-        const Pixels<S> to = dx.image(block.b).at(i, p);
-        const int64_t step = conv_.stride[1] * to.stride;
+        const Pixels<S> first = dx.image(block.b).at(i, p), to = {first.data, conv_.stride[1] * first.stride};
         const S* scale = mask ? mask + (block.b * conv_.in_channels + i) * conv_.in_pixels() + p : nullptr;
         const S* from = z + (i - block.m0) * block.pixels() + (r - block.row0) * block.columns();
-        for (int64_t c = 0; c < block.columns(); ++c) {
-          if (!accumulate) {
-            to.data[c * step] = from[c];
-          } else {
-            to.data[c * step] += scale ? scale[c * conv_.stride[1]] * from[c] : from[c];
+        if (!accumulate) {
+          copy_pixels({from}, block.columns(), to);
+        } else if (!scale) {
+          add_pixels({from}, block.columns(), to);
+        } else {
+          for (int64_t c = 0; c < block.columns(); ++c) {
+            to.data[c * to.stride] += scale[c * conv_.stride[1]] * from[c];
           }
         }
       }
