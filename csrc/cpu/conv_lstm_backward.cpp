@@ -37,7 +37,7 @@ struct BackwardPlan {
 
   BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, Arena& arena, int workers)
       : group(group_of<S>(shape)),
-        step_forward(group, arena, workers),
+        step_forward(group, arena, workers, !args.gates.present),
         gradient(gradient_packing({&shape.input, &shape.recurrent}, step_forward.pitch())),
         of_x(shape.input, gradient),
         of_h(shape.recurrent, gradient),

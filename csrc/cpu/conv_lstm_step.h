@@ -26,7 +26,8 @@ struct ForwardStep {
 template <class S>
 class StepForward {
  public:
-  StepForward(const ConvLstmShape& shape, Arena& arena, int workers)
+  // runs: whether steps are computed, and not their inputs packed alone.
+  StepForward(const ConvLstmShape& shape, Arena& arena, int workers, bool runs = true)
       : shape_(shape),
         kernels_(cpu::kernels().get<S>()),
         pitch_(common_pitch({&shape.input, &shape.recurrent})),
@@ -35,19 +36,21 @@ class StepForward {
         count_in_(shape.input.in_channels * shape.input.taps()),
         count_state_(shape.channels * shape.recurrent.taps()),
         blocks_{shape.batch, 4 * shape.channels, 0, shape.input.out[0], shape.input.out[1], pitch_},
-        workers_(workers) {
+        workers_(workers),
+        runs_(runs) {
     offset_in_ = arena.take<int64_t>(count_in_);
     offset_state_ = arena.take<int64_t>(count_state_);
-    weights_ = arena.take<S>(round_up(4 * shape.channels, kernels_.mr) * (count_in_ + count_state_));
+    if (runs) weights_ = arena.take<S>(round_up(4 * shape.channels, kernels_.mr) * (count_in_ + count_state_));
     x_ = arena.take<S>(checked_product("scratch", {shape.batch, in_.image()}));
     h_ = arena.take<S>(checked_product("scratch", {shape.batch, state_.image()}));
-    z_ = arena.take<S>(blocks_.z_size() * workers);
+    if (runs) z_ = arena.take<S>(blocks_.z_size() * workers);
   }
 
   // z's rows are interleaved, row = channel * 4 + gate, so that a block of rows holds whole channels.
   void prepare(const S* weight_ih, const S* weight_hh) {
     fill_input_offsets(shape_.input, in_, offset_in_);
     fill_input_offsets(shape_.recurrent, state_, offset_state_);
+    if (!runs_) return;
     const int64_t rows = 4 * shape_.channels, total = count_in_ + count_state_;
     const auto pack = [&](const S* weight, int64_t count, int64_t first) {
       pack_weights(
@@ -120,8 +123,9 @@ class StepForward {
   int64_t count_in_, count_state_;
   Blocks blocks_;
   int workers_;
+  bool runs_;
   int64_t *offset_in_, *offset_state_;
-  S *weights_, *x_, *h_, *z_;
+  S *weights_ = nullptr, *x_, *h_, *z_ = nullptr;
 };
 
 // ------------------------------------------------------------------------------------------------ time and lengths
