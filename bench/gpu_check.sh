@@ -5,7 +5,7 @@
 #
 # Builds fusecell for the GPU of this machine, beside any other installation; then, at the same time, the tests and
 # compute-sanitizer; then, alone, the benchmark. A step that fails or takes too long does not stop the next ones.
-# FOLDER gets a log of each step, gpu.json and summary.txt, which is also what is printed last. The exit status is the
+# FOLDER gets a log of each step, gpu.json, torch.json and summary.txt, which is also what is printed last. The exit status is the
 # number of steps that failed.
 #
 # Needs nvcc (on PATH or in /usr/local/cuda) and a python3 with the build's requirements (scikit-build-core, pybind11,
@@ -24,7 +24,7 @@ site=$PWD/build/gpu-check/installed
 summary=$out/summary.txt
 : > "$summary"
 # The checks end here, whatever they have done, so that the benchmark has its time.
-readonly checks_end=330 end=532 bench_seconds=165
+readonly checks_end=330 end=532 bench_seconds=110
 
 say() { printf '%s\n' "$*" | tee -a "$summary"; }
 
@@ -134,6 +134,10 @@ wait "$background" || ((failed += $?))
 step benchmark "$end" $((bench_seconds + 35)) bench.log "$python" bench/gpu.py --seconds "$bench_seconds" \
   --json "$out/gpu.json" || ((failed += 1))
 sed -n '/^| what/,$p' "$out/bench.log" >> "$summary"
+# torch.compile is in gpu.py; here it would take all of the time that is left.
+step torch "$end" 90 torch.log "$python" bench/bench_torch.py --device cuda --overhead --shapes S M L K5 --rounds 20 \
+  --peers eager 'eager, channels_last' fusecell 'fusecell, recompute' --json "$out/torch.json" || ((failed += 1))
+cat "$out/torch.log" >> "$summary"
 say "$failed failed, $SECONDS s in all"
 
 printf '\n%s\n' "---------------------------------------------------------------------------------------- summary"
