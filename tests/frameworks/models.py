@@ -6,8 +6,10 @@ convention and gives (h, c). CELLS and SEQUENCES are to be converted, REFUSED to
 
 from __future__ import annotations
 
+import random
 from collections import namedtuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -660,6 +662,26 @@ class OwnLoop(nn.Module):
         return output
 
 
+class OwnLoopBias(nn.Module):
+    """Raw weights and a bias that is added to the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.w_x, self.w_h = (nn.Parameter(torch.randn(4 * C, n, K, K)) for n in (I, C))
+        self.b = nn.Parameter(torch.zeros(1, 4 * C, 1, 1))
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[0], C, *x.shape[3:])
+        outputs = []
+        for frame in x.unbind(1):
+            z = F.conv2d(frame, self.w_x, padding=1) + F.conv2d(h, self.w_h, padding=1) + self.b
+            i, f, g, o = z.chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
 class OwnLoopPeepholes(nn.Module):
     """Time first, separate convolutions per gate, peepholes, stacked outputs and the last state."""
 
@@ -787,8 +809,8 @@ class OwnLength(nn.Module):
 
 
 SEQUENCES = [
-    TimeThird, OwnLayers, StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop, OwnLoopPeepholes, LastOnly,
-    EncoderToDecoder,
+    OwnLoopBias, TimeThird, OwnLayers, StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop,
+    OwnLoopPeepholes, LastOnly, EncoderToDecoder,
 ]  # fmt: skip
 
 
@@ -905,3 +927,31 @@ class SameFrame(nn.Module):
         for _ in range(self.steps):
             h, c = self.late(image, h, c)
         return h
+
+
+class LateLoop(OwnLoopBias):
+    """Makes its peephole in its first forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = None
+
+    def forward(self, x):
+        if self.p is None:
+            self.p = torch.zeros(1, C, *x.shape[3:], dtype=x.dtype)
+        h = c = x.new_zeros(x.shape[0], C, *x.shape[3:])
+        outputs = []
+        for frame in x.unbind(1):
+            z = F.conv2d(frame, self.w_x, padding=1) + F.conv2d(h, self.w_h, padding=1) + self.b
+            i, f, g, o = z.chunk(4, 1)
+            c = torch.sigmoid(f + self.p * c) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class DrawsNumbers(FeedsBack):
+    """Draws from every generator there is."""
+
+    def forward(self, x):
+        return super().forward(x) * random.random() * np.random.rand() * torch.rand(1)  # noqa: NPY002

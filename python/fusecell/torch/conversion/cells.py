@@ -18,7 +18,17 @@ from .gates import Formula, Rows, Step, formula_of, gates_of, place_vectors
 from .geometry import convolution_options, embedding, sources
 from .recipe import Block, Recipe, Sums
 from .swapped import swap
-from .trace import Recorder, Refused, Trace, first_success, named_tensors, random_tensor, sandbox, undisturbed
+from .trace import (
+    Recorder,
+    Refused,
+    Trace,
+    first_success,
+    named_tensors,
+    no_new_tensors,
+    random_tensor,
+    sandbox,
+    undisturbed,
+)
 
 DEFAULT_SIZES = ((6, 5), (4, 7))
 
@@ -181,8 +191,10 @@ def _call(twin: nn.Module, arguments: Arguments, x: Tensor, channels: int) -> tu
         h, c = (random_tensor(x.shape[0], channels, *image, seed=s, device=x.device) for s in (2, 3))
         recorder = Recorder(cut=True)
         try:
-            with recorder:
+            with recorder, no_new_tensors(twin):
                 return twin.forward(**arguments.arrange(x, h, c)), recorder.trace, (h, c)
+        except Refused:
+            raise
         except Exception as error:  # a stranger's code may raise anything
             reason = f"its forward raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             smaller = {tuple(c.output.shape[2:]) for c in recorder.trace.convolutions if c.x.shape[1] == x.shape[1]}
