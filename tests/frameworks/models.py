@@ -293,7 +293,7 @@ class ThreePeepholesInOne(Pair):
 
 
 class RawParameters(Pair):
-    """F.conv2d on the module's own parameters; a bias per gate, that of g per pixel."""
+    """F.conv2d on the module's own parameters; biases per channel and, beside one, per pixel."""
 
     def __init__(self):
         super().__init__()
@@ -301,6 +301,7 @@ class RawParameters(Pair):
             self.register_parameter(f"w_x{gate}", nn.Parameter(0.3 * torch.randn(C, I, K, K)))
             self.register_parameter(f"w_h{gate}", nn.Parameter(0.3 * torch.randn(C, C, K, K)))
         self.b_i = nn.Parameter(torch.randn(C))
+        self.b_c = nn.Parameter(torch.randn(C))
         self.b_f = nn.Parameter(torch.ones(1, C, 1, 1))
         self.b_g = nn.Parameter(torch.randn(C, *SIZE))
 
@@ -313,7 +314,7 @@ class RawParameters(Pair):
 
         i = torch.sigmoid(both("i") + self.b_i.view(1, -1, 1, 1))
         f = torch.sigmoid(both("f") + self.b_f)
-        c = f * c + i * torch.tanh(both("g") + self.b_g)
+        c = f * c + i * torch.tanh(both("g") + self.b_c[:, None, None] + self.b_g)
         return torch.sigmoid(both("o")) * torch.tanh(c), c
 
 
@@ -889,7 +890,22 @@ class Preprocesses(nn.Module):
         return state[0]
 
 
+class LearnedStart(nn.Module):
+    """The first state is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.start = ChunkIFGO(), nn.Parameter(torch.randn(1, C, 1, 1))
+
+    def forward(self, x):
+        state = (self.start.expand(x.shape[0], C, *x.shape[3:]),) * 2
+        for frame in x.unbind(1):
+            state = self.cell(frame, state)
+        return state[0]
+
+
 LOOPS_THAT_STAY = {
+    LearnedStart: "cell starts from a state that is neither zero nor another cell's last",
     FeedsBack: "cell is called 6 times for 4 frames",
     DropsBetween: "cell_list.1 sees neither the frames nor the outputs of other cells, step by step",
     Resets: "cell is not given the state that its last step returned",
@@ -932,12 +948,8 @@ class SameFrame(nn.Module):
 class LateLoop(OwnLoopBias):
     """Makes its peephole in its first forward."""
 
-    def __init__(self):
-        super().__init__()
-        self.p = None
-
     def forward(self, x):
-        if self.p is None:
+        if not hasattr(self, "p"):
             self.p = torch.zeros(1, C, *x.shape[3:], dtype=x.dtype)
         h = c = x.new_zeros(x.shape[0], C, *x.shape[3:])
         outputs = []

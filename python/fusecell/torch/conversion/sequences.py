@@ -24,6 +24,7 @@ from .trace import Refused
 
 DEPTH = 9
 SIMPLE = (bool, int, float, str, type(None))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def results(module: nn.Module, layers: tuple[Layer, ...], frames: Tensor) -> lis
 
 def settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """The plain attributes of a module that its forward may depend on."""
-    return tuple((n, v) for n, v in vars(module).items() if n != "training" and isinstance(v, SIMPLE))
+    return tuple((n, v) for n, v in vars(module).items() if n not in OF_EVERY_MODULE and isinstance(v, SIMPLE))
 
 
 # ------------------------------------------------------------------------------------------------- the recording
