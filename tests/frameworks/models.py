@@ -355,6 +355,16 @@ class GatesBySum(Pair):
         return self(x, (h, c))[1]
 
 
+class KeywordOnly(ChunkIFGO):
+    """The state by name alone."""
+
+    def forward(self, x, *, state):
+        return super().forward(x, state)
+
+    def step(self, x, h, c):
+        return self(x, state=(h, c))
+
+
 class FramePeepholes(nn.Module):
     """Peepholes [C, H, W] without the batch, an activation that is chosen by name, positional h and c."""
 
@@ -375,9 +385,9 @@ class FramePeepholes(nn.Module):
 
 
 CELLS = [
-    GatesBySum, FramePeepholes, ChunkIFGO, SplitIFOG, HiddenFirst, JointSigmoid, Interleaved, HardKeras, Named,
-    EvenKernel, TwoConvolutions, SplitApart, Strided, PerGate, PlainPeepholes, PerGateOnBoth, ThreePeepholesInOne,
-    RawParameters, OneDimension,
+    KeywordOnly, GatesBySum, FramePeepholes, ChunkIFGO, SplitIFOG, HiddenFirst, JointSigmoid, Interleaved,
+    HardKeras, Named, EvenKernel, TwoConvolutions, SplitApart, Strided, PerGate, PlainPeepholes, PerGateOnBoth,
+    ThreePeepholesInOne, RawParameters, OneDimension,
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import probe
-from .calls import leaves, positional
+from .calls import leaves, named_parameters_of
 from .cells import CellPlan, Sizes, explained, sizes
 from .geometry import seeing
 from .recipe import Recipe
@@ -30,7 +30,7 @@ from .trace import (
     undisturbed,
 )
 
-PROBES = ((4, 2), (3, 5))  # T and B: different, so that the axes can be told apart
+PROBES = ((4, 7), (3, 5))  # T and B: different, so that the axes can be told apart
 DEPTH = 9
 
 
@@ -61,7 +61,7 @@ class Input:
 
 def forms(module: nn.Module) -> Iterator[Form]:
     """The ways in which a forward may want its frames, likeliest first."""
-    parameters = positional(module.forward)
+    parameters = named_parameters_of(module.forward)
     names = tuple(p.name for p in parameters)
     required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     numbers = tuple(p.name for p in parameters if isinstance(p.default, int) and not isinstance(p.default, bool))

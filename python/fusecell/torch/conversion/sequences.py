@@ -83,7 +83,7 @@ def places(count: int) -> Iterator[Place]:
 class Form:
     """How a forward is called with frames, and with nothing else that matters."""
 
-    names: tuple[str, ...]  # its positional parameters
+    names: tuple[str, ...]  # its parameters
     x: str  # the one that takes the frames
     time: int  # the frames' axis of time: 0, 1, or 2 for [B, Cin, T, ...]
     absent: tuple[str, ...]  # parameters that must be given, and are None
