@@ -6,8 +6,10 @@ convention and gives (h, c). CELLS and SEQUENCES are to be converted, REFUSED to
 
 from __future__ import annotations
 
+import random
 from collections import namedtuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -291,7 +293,7 @@ class ThreePeepholesInOne(Pair):
 
 
 class RawParameters(Pair):
-    """F.conv2d on the module's own parameters; a bias per gate, that of g per pixel."""
+    """F.conv2d on the module's own parameters; biases per channel and, beside one, per pixel."""
 
     def __init__(self):
         super().__init__()
@@ -299,6 +301,7 @@ class RawParameters(Pair):
             self.register_parameter(f"w_x{gate}", nn.Parameter(0.3 * torch.randn(C, I, K, K)))
             self.register_parameter(f"w_h{gate}", nn.Parameter(0.3 * torch.randn(C, C, K, K)))
         self.b_i = nn.Parameter(torch.randn(C))
+        self.b_c = nn.Parameter(torch.randn(C))
         self.b_f = nn.Parameter(torch.ones(1, C, 1, 1))
         self.b_g = nn.Parameter(torch.randn(C, *SIZE))
 
@@ -311,7 +314,7 @@ class RawParameters(Pair):
 
         i = torch.sigmoid(both("i") + self.b_i.view(1, -1, 1, 1))
         f = torch.sigmoid(both("f") + self.b_f)
-        c = f * c + i * torch.tanh(both("g") + self.b_g)
+        c = f * c + i * torch.tanh(both("g") + self.b_c[:, None, None] + self.b_g)
         return torch.sigmoid(both("o")) * torch.tanh(c), c
 
 
@@ -352,6 +355,16 @@ class GatesBySum(Pair):
         return self(x, (h, c))[1]
 
 
+class KeywordOnly(ChunkIFGO):
+    """The state by name alone."""
+
+    def forward(self, x, *, state):
+        return super().forward(x, state)
+
+    def step(self, x, h, c):
+        return self(x, state=(h, c))
+
+
 class FramePeepholes(nn.Module):
     """Peepholes [C, H, W] without the batch, an activation that is chosen by name, positional h and c."""
 
@@ -372,9 +385,9 @@ class FramePeepholes(nn.Module):
 
 
 CELLS = [
-    GatesBySum, FramePeepholes, ChunkIFGO, SplitIFOG, HiddenFirst, JointSigmoid, Interleaved, HardKeras, Named,
-    EvenKernel, TwoConvolutions, SplitApart, Strided, PerGate, PlainPeepholes, PerGateOnBoth, ThreePeepholesInOne,
-    RawParameters, OneDimension,
+    KeywordOnly, GatesBySum, FramePeepholes, ChunkIFGO, SplitIFOG, HiddenFirst, JointSigmoid, Interleaved,
+    HardKeras, Named, EvenKernel, TwoConvolutions, SplitApart, Strided, PerGate, PlainPeepholes, PerGateOnBoth,
+    ThreePeepholesInOne, RawParameters, OneDimension,
 ]  # fmt: skip
 
 
@@ -660,6 +673,26 @@ class OwnLoop(nn.Module):
         return output
 
 
+class OwnLoopBias(nn.Module):
+    """Raw weights and a bias that is added to the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.w_x, self.w_h = (nn.Parameter(torch.randn(4 * C, n, K, K)) for n in (I, C))
+        self.b = nn.Parameter(torch.zeros(1, 4 * C, 1, 1))
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[0], C, *x.shape[3:])
+        outputs = []
+        for frame in x.unbind(1):
+            z = F.conv2d(frame, self.w_x, padding=1) + F.conv2d(h, self.w_h, padding=1) + self.b
+            i, f, g, o = z.chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
 class OwnLoopPeepholes(nn.Module):
     """Time first, separate convolutions per gate, peepholes, stacked outputs and the last state."""
 
@@ -787,8 +820,8 @@ class OwnLength(nn.Module):
 
 
 SEQUENCES = [
-    TimeThird, OwnLayers, StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop, OwnLoopPeepholes, LastOnly,
-    EncoderToDecoder,
+    OwnLoopBias, TimeThird, OwnLayers, StackOfCells, TimeFirstLast, TimeOutside, BothWays, OwnLoop,
+    OwnLoopPeepholes, LastOnly, EncoderToDecoder,
 ]  # fmt: skip
 
 
@@ -867,7 +900,22 @@ class Preprocesses(nn.Module):
         return state[0]
 
 
+class LearnedStart(nn.Module):
+    """The first state is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.start = ChunkIFGO(), nn.Parameter(torch.randn(1, C, 1, 1))
+
+    def forward(self, x):
+        state = (self.start.expand(x.shape[0], C, *x.shape[3:]),) * 2
+        for frame in x.unbind(1):
+            state = self.cell(frame, state)
+        return state[0]
+
+
 LOOPS_THAT_STAY = {
+    LearnedStart: "cell starts from a state that is neither zero nor another cell's last",
     FeedsBack: "cell is called 6 times for 4 frames",
     DropsBetween: "cell_list.1 sees neither the frames nor the outputs of other cells, step by step",
     Resets: "cell is not given the state that its last step returned",
@@ -905,3 +953,27 @@ class SameFrame(nn.Module):
         for _ in range(self.steps):
             h, c = self.late(image, h, c)
         return h
+
+
+class LateLoop(OwnLoopBias):
+    """Makes its peephole in its first forward."""
+
+    def forward(self, x):
+        if not hasattr(self, "p"):
+            self.p = torch.zeros(1, C, *x.shape[3:], dtype=x.dtype)
+        h = c = x.new_zeros(x.shape[0], C, *x.shape[3:])
+        outputs = []
+        for frame in x.unbind(1):
+            z = F.conv2d(frame, self.w_x, padding=1) + F.conv2d(h, self.w_h, padding=1) + self.b
+            i, f, g, o = z.chunk(4, 1)
+            c = torch.sigmoid(f + self.p * c) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+class DrawsNumbers(FeedsBack):
+    """Draws from every generator there is."""
+
+    def forward(self, x):
+        return super().forward(x) * random.random() * np.random.rand() * torch.rand(1)  # noqa: NPY002

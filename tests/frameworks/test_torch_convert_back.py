@@ -133,6 +133,7 @@ def test_a_subclass_is_refused():
         to_plain(torch.nn.Sequential(Own(I, C, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_plain_models_export_and_trace():
     model = torch.nn.ModuleList([modules.ConvLSTM2d(I, C, 3, num_layers=2, peephole="channel", batch_first=True)])
     x = torch.randn(B, T, I, *SIZE)
@@ -141,5 +142,7 @@ def test_plain_models_export_and_trace():
     exported = torch.export.export(twin, (x,))
     assert not any("fusecell" in str(node.target) for node in exported.graph.nodes)
     close(exported.module()(x), expected, 1e-5)
+    traced = torch.jit.trace(to_plain(model)[0].eval(), (x,))
+    close(traced(x), expected, 1e-5)
     stock = torch.export.export(to_plain(randomised(models.OwnLoop())), (x,))
     assert len(stock.graph.nodes) > 0

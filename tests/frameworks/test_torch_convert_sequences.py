@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import models  # noqa: E402
 
-from fusecell.torch.conversion import convert, fused  # noqa: E402
+from fusecell.torch.conversion import convert, fused, to_plain  # noqa: E402
 from fusecell.torch.conversion.calls import leaves  # noqa: E402
 
 torch.set_num_threads(1)
@@ -176,6 +178,30 @@ def test_copies_and_pickles(cls, fused_calls):
         fused_calls.clear()
         close(results(twin, x), expected, 0.0)
         assert {shape[0] for shape in fused_calls} == {3}
+
+
+def test_a_peephole_that_a_first_forward_makes(fused_calls):
+    model = build(models.LateLoop)
+    report = convert(model, verbose=False)
+    assert [(r.how, r.notes) for r in report.replaced] == [("sequence", ("no parameters, so never trained: p",))]
+    x = frames().transpose(0, 1)
+    assert not hasattr(model, "p")
+    fused_calls.clear()
+    model(x)
+    assert not fused_calls  # its own forward makes the peephole
+    model.p.normal_()  # as a checkpoint might
+    original = to_plain(model)
+    close(results(model, x), results(original, x))
+    assert len(fused_calls) == 1
+
+
+def test_random_numbers_are_not_drawn():
+    model = build(models.DrawsNumbers)
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    assert len(convert(model, verbose=False, example=(frames(dtype=torch.float64),)).replaced) == 1
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 def test_one_reason_for_nested_loops():

@@ -22,7 +22,7 @@ def with_drawn_masks(options, state, steps):
     drawn = {n: o for n, o in options.items() if n not in ("training", "seed", "offset", "recurrent_dropout")}
     if not options.get("training"):
         return drawn
-    where = {"seed": options["seed"], "offset": options.get("offset", 0)}
+    where = {"seed": options.get("seed", 0), "offset": options.get("offset", 0)}
     for stream, name in ((1, "h"), (2, "c")):
         if rate := options.get(f"zoneout_{name}"):
             mask = reference.bernoulli((*steps, *state), rate, stream=stream, **where)

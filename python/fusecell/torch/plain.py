@@ -137,7 +137,10 @@ def _sides(
     """The zeros before and after each axis; "same" as Keras: ceil(size / stride) outputs, the odd zero behind."""
     if padding == "same":
         reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-        totals = [max((n - 1) // s * s + r - n, 0) for n, s, r in zip(size, stride, reach, strict=True)]
+        # Without a stride the size does not matter: a trace or an export then holds for any.
+        totals = [
+            r - 1 if s == 1 else max((n - 1) // s * s + r - n, 0) for n, s, r in zip(size, stride, reach, strict=True)
+        ]
         return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
     if padding == "valid":
         return (0, 0), (0, 0)

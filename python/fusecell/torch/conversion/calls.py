@@ -16,7 +16,7 @@ State = tuple[Tensor, Tensor]
 class Arguments:
     """forward(x, (h, c)), forward(x, h, c), forward(state, x) and their like."""
 
-    names: tuple[str, ...]  # forward's positional parameters
+    names: tuple[str, ...]  # forward's parameters
     x: str
     state: tuple[str, ...]  # the one that holds both, as a tuple or list, or the two
     as_list: bool = False
@@ -47,15 +47,15 @@ class Arguments:
         return {self.x: x, self.state[0]: list(pair) if self.as_list else pair}
 
 
-def positional(forward: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of a forward that may be given by position."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+def named_parameters_of(forward: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a forward that may be given by name."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p for p in inspect.signature(forward).parameters.values() if p.kind in kinds]
 
 
 def conventions(module: nn.Module) -> Iterator[Arguments]:
     """The ways in which a forward may want x and the state, likeliest first."""
-    parameters = positional(module.forward)
+    parameters = named_parameters_of(module.forward)
     names = tuple(p.name for p in parameters)
     required = {p.name for p in parameters if p.default is inspect.Parameter.empty}
     for x in range(len(names)):

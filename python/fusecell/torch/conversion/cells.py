@@ -15,12 +15,23 @@ from . import probe
 from .calls import Arguments, Leaf, conventions, leaves, rebuild
 from .fused import conv_lstm_step, hooked
 from .gates import Formula, Rows, Step, formula_of, gates_of, place_vectors
-from .geometry import convolution_options, embedding, sources
+from .geometry import convolution_options, embedding, located, sources
 from .recipe import Block, Recipe, Sums
 from .swapped import swap
-from .trace import Recorder, Refused, Trace, first_success, named_tensors, random_tensor, sandbox, undisturbed
+from .trace import (
+    Recorder,
+    Refused,
+    Trace,
+    first_success,
+    named_tensors,
+    no_new_tensors,
+    random_tensor,
+    sandbox,
+    undisturbed,
+)
 
 DEFAULT_SIZES = ((6, 5), (4, 7))
+SAMPLES = 8  # enough that no relu is 0 in all of them, on an image of a few pixels too
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Si
     """The sizes that the module's tensors allow, likeliest first; seen: (Cin, ...) of a frame it was called with."""
     for axes, kind in ((2, nn.Conv2d), (1, nn.Conv1d)):
         pool = {(m.out_channels, m.in_channels) for m in module.modules() if isinstance(m, kind)}
-        raw = [t for t in named_tensors(module).values() if t.dim() == axes + 2 and t.shape[0] > 1]
+        raw = [t for t in named_tensors(module).values() if t.dim() == axes + 2]
         pool |= {(t.shape[0], t.shape[1]) for t in raw}
         pairs = {
             (inputs, channels)
@@ -105,7 +116,7 @@ def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] |
     per_pixel = [
         tuple(t.shape[-axes:])
         for t in named_tensors(module).values()
-        if t.dim() in (axes + 1, axes + 2) and t.shape[-axes - 1] % channels == 0 and min(t.shape[-axes:]) > 1
+        if t.dim() in (axes + 1, axes + 2) and t.shape[-axes - 1] % channels == 0 and max(t.shape[-axes:]) > 1
     ]
     attributes = [
         tuple(value)
@@ -134,7 +145,7 @@ def recognise(module: nn.Module, seen: tuple[int, ...] | None = None) -> CellPla
 
 def _attempt(module: nn.Module, twin: nn.Module, arguments: Arguments, size: Sizes, image: tuple[int, ...]) -> CellPlan:
     device = next((t.device for t in twin.parameters()), None)
-    x = random_tensor(2, size.inputs, *image, seed=1, device=device)
+    x = random_tensor(SAMPLES, size.inputs, *image, seed=1, device=device)
     output, trace, states = _call(twin, arguments, x, size.channels)
     distinct = _distinct([leaf for leaf in leaves(output) if isinstance(leaf, Tensor)])
     if len(distinct) != 2 or any(t.shape != states[0].shape for t in distinct):
@@ -181,11 +192,13 @@ def _call(twin: nn.Module, arguments: Arguments, x: Tensor, channels: int) -> tu
         h, c = (random_tensor(x.shape[0], channels, *image, seed=s, device=x.device) for s in (2, 3))
         recorder = Recorder(cut=True)
         try:
-            with recorder:
+            with recorder, no_new_tensors(twin):
                 return twin.forward(**arguments.arrange(x, h, c)), recorder.trace, (h, c)
+        except Refused:
+            raise
         except Exception as error:  # a stranger's code may raise anything
             reason = f"its forward raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            smaller = {tuple(c.output.shape[2:]) for c in recorder.trace.convolutions if c.x.shape[1] == x.shape[1]}
+            smaller = {tuple(c.output.shape[2:]) for c in recorder.trace.convolutions if located(c.x, x)}
             if len(smaller) != 1 or smaller == {image}:
                 break
             image = smaller.pop()

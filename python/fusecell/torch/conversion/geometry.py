@@ -48,7 +48,7 @@ def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> l
     operands = _operands(x, h)
     names = {id(tensor): name for name, tensor in named_tensors(twin).items()}
     for call in trace.convolutions:
-        if _located(call.x, c) and any(_located(other.x, h) for other in trace.convolutions):
+        if located(call.x, c) and any(located(other.x, h) for other in trace.convolutions):
             raise Refused(f"{names.get(id(call.weight), 'it')}: a convolution sees the cell state", DEPTH + 1)
     return [_source(call, operands, names) for call in trace.convolutions]
 
@@ -56,7 +56,7 @@ def sources(trace: Trace, twin: nn.Module, x: Tensor, h: Tensor, c: Tensor) -> l
 def seeing(calls: list[Convolution], x: Tensor, h: Tensor) -> list[Convolution]:
     """Those of the convolutions that see x, h or both. Raises Refused where x or h is seen by none."""
     operands = _operands(x, h)
-    found = {name: [call for call in calls if _located(call.x, seen)] for name, seen in operands.items()}
+    found = {name: [call for call in calls if located(call.x, seen)] for name, seen in operands.items()}
     for one in "xh":
         if not any(found[name] for name in found if one in name):
             raise Refused(f"no convolution sees {one}", DEPTH - 1)
@@ -81,7 +81,7 @@ def _source(call: Convolution, operands: dict[str, Tensor], names: dict[int, str
     if call.groups != 1:
         raise Refused(f"{weight}: a convolution in {call.groups} groups", DEPTH + 1)
     for sees, operand in operands.items():
-        sides = _located(call.x, operand)
+        sides = located(call.x, operand)
         if sides is not None:
             both = tuple((a + c, b + d) for (a, b), (c, d) in zip(sides, call.padding, strict=True))
             return Source(sees, both, weight, bias, call)
@@ -90,7 +90,7 @@ def _source(call: Convolution, operands: dict[str, Tensor], names: dict[int, str
     raise Refused(f"{weight}: the convolution sees neither x nor h, nor one behind the other", DEPTH)
 
 
-def _located(seen: Tensor, operand: Tensor) -> Sides | None:
+def located(seen: Tensor, operand: Tensor) -> Sides | None:
     """The zeros around `operand` that make `seen` of it; None if it is something else."""
     if seen.shape[:2] != operand.shape[:2] or seen.dim() != operand.dim():
         return None

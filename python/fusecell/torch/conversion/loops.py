@@ -12,15 +12,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import probe
-from .calls import leaves, positional
+from .calls import leaves, named_parameters_of
 from .cells import CellPlan, Sizes, explained, sizes
 from .geometry import seeing
 from .recipe import Recipe
 from .sequences import SIMPLE, Call, Form, Layer, SequencePlan, describe, explain, merge, record, results, settings
 from .swapped import PLAN
-from .trace import Convolution, Recorder, Refused, Trace, first_success, random_tensor, sandbox, undisturbed
+from .trace import (
+    Convolution,
+    Recorder,
+    Refused,
+    Trace,
+    first_success,
+    no_new_tensors,
+    random_tensor,
+    sandbox,
+    undisturbed,
+)
 
-PROBES = ((4, 2), (3, 5))  # T and B: different, so that the axes can be told apart
+PROBES = ((4, 7), (3, 5))  # T and B: different, so that the axes can be told apart
 DEPTH = 9
 
 
@@ -40,7 +50,8 @@ class Input:
     def run(self, module: nn.Module, frames: Tensor) -> Any:
         """The module's own output. Raises Refused for whatever its forward raises."""
         try:
-            return module.forward(**self.form.arrange(frames))
+            with no_new_tensors(module):
+                return module.forward(**self.form.arrange(frames))
         except Refused:
             raise
         except Exception as error:  # a stranger's code may raise anything
@@ -50,7 +61,7 @@ class Input:
 
 def forms(module: nn.Module) -> Iterator[Form]:
     """The ways in which a forward may want its frames, likeliest first."""
-    parameters = positional(module.forward)
+    parameters = named_parameters_of(module.forward)
     names = tuple(p.name for p in parameters)
     required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     numbers = tuple(p.name for p in parameters if isinstance(p.default, int) and not isinstance(p.default, bool))

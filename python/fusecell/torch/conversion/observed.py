@@ -35,19 +35,17 @@ def observe(model: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, Shap
         copied(*example)
     for handle in handles:
         handle.remove()
-    for module, original in zip(copied.modules(), model.modules(), strict=True):
-        module.training = original.training
     return copied, shapes
 
 
 def guesses(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
-    """Copies of a submodule whose parent, or the parent's, has run on frames or an image, and the shape it was given.
+    """Copies of a submodule that has run, itself or its parents, on frames or an image, and the shape it was given.
 
-    Some make their peepholes in the first forward of the module around them: before it they cannot be called.
+    Some make their peepholes in a first forward, their own or that of the module around them.
     """
     parts = name.split(".") if name else []
-    parents = [n for n in range(len(parts)) if not is_torchs_own(model.get_submodule(".".join(parts[:n])))]
-    for parent, inner in ((model.get_submodule(".".join(parts[:n])), ".".join(parts[n:])) for n in parents[:-3:-1]):
+    parents = [n for n in range(len(parts) + 1) if not is_torchs_own(model.get_submodule(".".join(parts[:n])))]
+    for parent, inner in ((model.get_submodule(".".join(parts[:n])), ".".join(parts[n:])) for n in parents[:-4:-1]):
         tensor = next(iter(parent.parameters()), None)
         if tensor is None:
             continue

@@ -51,7 +51,7 @@ Run = Callable[[nn.Module], tuple[list[Any], list[Tensor]]]
 
 def agree(original: nn.Module, converted: nn.Module, run: Run) -> None:
     """Outputs and gradients of `run` on both, in training and in evaluation. Raises Refused with the difference."""
-    kept: dict[str, int] = {}
+    kept: dict[str, Any] = {}
     for training in (True, False):
         results = []
         for module in (original, converted):
@@ -63,15 +63,15 @@ def agree(original: nn.Module, converted: nn.Module, run: Run) -> None:
             if not gap <= TOLERANCE[what]:
                 raise Refused(f"the probe disagrees: {what} differ by {gap:.3g} in {mode} mode", DEPTH)
         before, kept = kept, _kept_tensors(original)
-        written = [name for name in kept if kept[name] != before.get(name)]
+        written = [name for name in kept if kept[name] is not before.get(name)]
         if written and not training:  # the first run may make peepholes, the second may not replace them
             raise Refused(f"its forward keeps tensors in {', '.join(written)}, as a fused one would not", DEPTH)
 
 
-def _kept_tensors(module: nn.Module) -> dict[str, int]:
-    """The identities of what a module's plain attributes hold of tensors."""
+def _kept_tensors(module: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a module that hold tensors."""
     return {
-        f"{path}.{name}".lstrip("."): id(value)
+        f"{path}.{name}".lstrip("."): value
         for path, child in module.named_modules()
         for name, value in vars(child).items()
         if not name.startswith("_") and any(isinstance(leaf, Tensor) for leaf in leaves(value))

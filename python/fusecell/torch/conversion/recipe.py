@@ -81,7 +81,10 @@ class Recipe:
 
     def is_whole(self, module: nn.Module) -> bool:
         """Whether the module has all tensors: before a first forward some may not be there."""
-        return all(isinstance(attrgetter(name)(module), Tensor) for name in self.tensors)
+        try:
+            return all(isinstance(attrgetter(name)(module), Tensor) for name in self.tensors)
+        except AttributeError:
+            return False
 
     def _weight(self, module: nn.Module, gates: Sums) -> Tensor:
         whole = self._in_one(gates)

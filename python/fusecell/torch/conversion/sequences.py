@@ -24,6 +24,7 @@ from .trace import Refused
 
 DEPTH = 9
 SIMPLE = (bool, int, float, str, type(None))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def places(count: int) -> Iterator[Place]:
 class Form:
     """How a forward is called with frames, and with nothing else that matters."""
 
-    names: tuple[str, ...]  # its positional parameters
+    names: tuple[str, ...]  # its parameters
     x: str  # the one that takes the frames
     time: int  # the frames' axis of time: 0, 1, or 2 for [B, Cin, T, ...]
     absent: tuple[str, ...]  # parameters that must be given, and are None
@@ -146,7 +147,7 @@ def results(module: nn.Module, layers: tuple[Layer, ...], frames: Tensor) -> lis
 
 def settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """The plain attributes of a module that its forward may depend on."""
-    return tuple((n, v) for n, v in vars(module).items() if n != "training" and isinstance(v, SIMPLE))
+    return tuple((n, v) for n, v in vars(module).items() if n not in OF_EVERY_MODULE and isinstance(v, SIMPLE))
 
 
 # ------------------------------------------------------------------------------------------------- the recording

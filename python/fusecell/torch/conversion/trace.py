@@ -119,6 +119,15 @@ def _random_like(tensor: Tensor, buffer: bool, generator: torch.Generator) -> Te
     return values.to(tensor.device).requires_grad_()
 
 
+@contextmanager
+def no_new_tensors(module: nn.Module) -> Iterator[None]:
+    """Raises Refused if a first forward makes peepholes: being zero, they tell nothing of their place."""
+    before = set(named_tensors(module))
+    yield
+    if made := sorted(set(named_tensors(module)) - before):
+        raise Refused(f"its first forward makes {', '.join(made)}: expected them before, or an example", 8)
+
+
 def random_tensor(*shape: int, seed: int, device: Any = None) -> Tensor:
     """Normal numbers in float64, the same for the same seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
