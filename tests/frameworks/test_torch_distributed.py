@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import time
 
 import pytest
 
@@ -140,13 +141,22 @@ def worker(rank, folder, wrapping):
         found = {n: whole(p) for n, p in model.named_parameters()}
         if rank == 0:
             torch.save(found, f"{folder}/{name}.pt")
+        # Before the group: a DistributedDataParallel that outlives it joins the group's threads as it goes, holding
+        # Python's lock, for which one of them may be waiting.
+        del wrapper, model
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("wrapping", WRAPPED)
 def test_two_processes_train_what_one_trains_with_the_joined_batch(wrapping, tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path), wrapping), nprocs=WORLD)
+    processes = torch.multiprocessing.spawn(worker, (str(tmp_path), wrapping), nprocs=WORLD, join=False)
+    end = time.monotonic() + 3 * TIMEOUT.total_seconds()
+    while not processes.join(timeout=1):
+        if time.monotonic() > end:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail("the two processes did not end")
     found = {name: torch.load(tmp_path / f"{name}.pt") for name in CLIPPING}
     torch.testing.assert_close(found, {name: alone(name) for name in CLIPPING}, rtol=1e-10, atol=1e-12)
 

@@ -217,12 +217,12 @@ def conv_lstm(
     h = x.new_zeros(B, weight_hh.shape[1], *size) if h_0 is None else h_0
     c = torch.zeros_like(h, dtype=wide) if c_0 is None else c_0.to(wide)
     if lengths is not None:
-        lengths = torch.as_tensor(lengths, device=x.device).view(B, 1, 1, 1)
+        counts = torch.as_tensor(lengths, device=x.device).view(B, 1, 1, 1)
 
     outputs = [torch.zeros_like(h)] * T
     for s in range(T):
         t = T - 1 - s if reverse else s
-        active = None if lengths is None else t < lengths
+        active = None if lengths is None else t < counts
         if truncation and s and s % truncation == 0:
             h, c = _where(active, h.detach(), h), _where(active, c.detach(), c)
         # Where no step takes place zeros go in: even a NaN there must not reach a gradient, and 0 * NaN would be NaN.

@@ -75,7 +75,7 @@ def _loss(step: Step, by_channel: bool) -> Tensor:
         random_tensor(*shape, seed=seed, device=step.c.device) * state
         for seed, state in ((11, step.new_h), (12, step.new_c))
     )
-    total: Tensor = (both * number if by_channel else both).sum()  # type: ignore[union-attr]
+    total: Tensor = (both * number if by_channel else both).sum()
     return total
 
 

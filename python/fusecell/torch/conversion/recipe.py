@@ -113,7 +113,7 @@ class Recipe:
         if all(p.dim() == 1 for p in parts):
             return torch.cat(parts)
         whole = [p if p.dim() > 1 else p[:, None, None] for p in parts]
-        return torch.cat(torch.broadcast_tensors(*whole))  # type: ignore[no-untyped-call]
+        return torch.cat(torch.broadcast_tensors(*whole))
 
     def _part(self, module: nn.Module, blocks: tuple[Block, ...], constant: float) -> Tensor:
         like: Tensor = attrgetter(self.weight_ih[0][0].name)(module)

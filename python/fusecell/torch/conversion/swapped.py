@@ -41,7 +41,7 @@ def swapped_class(original: type[nn.Module]) -> type[nn.Module]:
 
 def _blank(original: type[nn.Module]) -> nn.Module:
     fused: type[nn.Module] = swapped_class(original)  # type: ignore[arg-type] # mypy doubts that classes are hashable
-    return fused.__new__(fused)
+    return nn.Module.__new__(fused)
 
 
 def swap(module: nn.Module, plan: Plan) -> None:

@@ -139,7 +139,7 @@ def undisturbed(dtype: torch.dtype = torch.float64) -> Iterator[None]:
     # The legacy generator is the one that strangers' modules draw from.
     numpy_state = np.random.get_state()  # noqa: NPY002
     python_state, default = random.getstate(), torch.get_default_dtype()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.set_default_dtype(dtype)
         try:
