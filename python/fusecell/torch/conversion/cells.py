@@ -244,13 +244,15 @@ def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any]
 # --------------------------------------------------------------------------------------------------- the proof
 def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ...]) -> CellPlan:
     """The plan, if a copy that computes by it agrees with an untouched copy. Raises Refused."""
-    original, converted = probe.twins(module, plan)
+    original, converted = probe.twins(module, plan, plan.recipe.activations)
     for batch, pixels in ((2, image), (1, tuple(n + 1 + a for a, n in enumerate(image)))):
         shapes = (batch, size.inputs, *pixels), (batch, size.channels, *_state_image(plan, original, size, pixels))
         run = probe.steps(plan.arguments, plan.output, shapes)
         if pixels != image and not _runs(original, run):
             continue  # a peephole per pixel knows one size
         probe.agree(original, converted, run)
+        amplified = probe.steps(plan.arguments, plan.output, shapes, amplified=True)
+        probe.agree(original, converted, amplified, " on large numbers", of_largest=True)
     assuming = replace(plan, starts_at_zero=True)
     swap(converted, assuming)
     zero = probe.starts_at_zero(original, converted, plan.arguments, (2, size.inputs, *image))
@@ -260,6 +262,8 @@ def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ..
 def _runs(original: nn.Module, run: probe.Run) -> bool:
     try:
         run(original)
+    except Refused:
+        raise
     except Exception:  # a stranger's code may raise anything
         return False
     return True

@@ -79,6 +79,12 @@ class Recipe:
         sums = (*self.weight_ih, *self.weight_hh, *self.bias, *self.peephole)
         return list(dict.fromkeys(block.name for blocks in sums for block in blocks))
 
+    @property
+    def activations(self) -> set[str]:
+        """The names of both."""
+        options = dict(self.options)
+        return {options["recurrent_activation"], options["activation"]}
+
     def is_whole(self, module: nn.Module) -> bool:
         """Whether the module has all tensors: before a first forward some may not be there."""
         return all(isinstance(attrgetter(name)(module), Tensor) for name in self.tensors)

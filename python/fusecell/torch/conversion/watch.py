@@ -1,0 +1,210 @@
+"""What a forward may call, if numbers are to tell what it computes.
+
+Sums, products, sigmoid and tanh are analytic: two formulas of them that agree on random numbers agree on all. A clamp
+at 50, a skipped frame, a branch on a value or a clipped gradient shows nowhere but beyond its corner. So a forward is
+watched while it is proven, and only what the formula explains may occur in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .calls import leaves, rebuild
+from .swapped import PLAN, Plan
+from .trace import DROPOUTS, Refused, dropout_rate
+
+DEPTH = 11  # deeper than a disagreement: the name of a function says more than a difference
+SIMPLE = (bool, int, float, str, type(None))
+
+LINEAR = {"conv1d", "conv2d", "conv3d", "add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "neg"}
+LINEAR |= {"negative", "subtract", "multiply", "addcmul", "div", "idiv", "itruediv", "truediv", "true_divide"}
+ANALYTIC = {"sigmoid", "tanh"}
+VIEWS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "chunk", "split", "split_with_sizes"}
+VIEWS |= {"unbind", "tensor_split", "hsplit", "getitem", "setitem", "select", "narrow", "index_select", "flip", "view"}
+VIEWS |= {
+    "view_as",
+    "reshape",
+    "reshape_as",
+    "permute",
+    "transpose",
+    "swapaxes",
+    "swapdims",
+    "t",
+    "movedim",
+    "moveaxis",
+}
+VIEWS |= {
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "expand_as",
+    "flatten",
+    "unflatten",
+    "contiguous",
+    "clone",
+    "copy",
+    "repeat",
+}
+VIEWS |= {"repeat_interleave", "tile", "broadcast_to", "broadcast_tensors", "rename", "align_to"}
+QUERIES = {"size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_contiguous", "is_floating_point"}
+QUERIES |= {"get_device", "element_size", "storage_offset", "is_same_size", "is_complex", "hash", "requires_grad"}
+PROPERTIES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_leaf", "grad_fn", "names"}
+PROPERTIES |= {"T", "mT", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_mkldnn", "is_xpu", "is_nested"}
+CONSTANTS = {"zeros", "new_zeros", "zeros_like", "zero", "ones", "new_ones", "ones_like", "full", "new_full", "fill"}
+CONSTANTS |= {"full_like", "empty", "new_empty", "empty_like", "tensor", "new_tensor", "as_tensor", "arange"}
+ALWAYS = LINEAR | ANALYTIC | VIEWS | QUERIES | CONSTANTS
+CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
+FINITE, REDUCED = {"isnan", "isfinite", "isinf"}, {"any", "all", "logical_not", "invert"}
+
+CLAMPS = {"clamp", "clip", "clamp_min", "clamp_max"}
+HARD = CLAMPS | {"hardsigmoid", "hardtanh", "relu6", "relu", "threshold"}
+CORNERED: dict[str, tuple[set[str], set[float]]] = {
+    # what an activation may be made of, and the numbers at which it may be cut
+    "sigmoid": (set(), set()),
+    "hard_sigmoid": (HARD, {-3.0, 0.0, 1.0, 3.0, 6.0}),
+    "hard_sigmoid_keras2": (HARD, {-2.5, 0.0, 0.2, 0.5, 1.0, 2.5}),
+    "tanh": (set(), set()),
+    "identity": (set(), set()),
+    "relu": (CLAMPS | {"relu", "threshold"}, {0.0}),
+    "leaky_relu": ({"leaky_relu"}, set()),
+    "hard_tanh": (CLAMPS | {"hardtanh"}, {-1.0, 1.0}),
+    "softsign": ({"softsign", "abs"}, set()),
+}
+
+
+def explained_by(activations: set[str]) -> dict[str, set[float]]:
+    """The functions with corners that these activations explain, each with the numbers that it may be given."""
+    functions: dict[str, set[float]] = {}
+    for activation in activations:
+        names, numbers = CORNERED[activation]
+        for name in names:
+            functions[name] = functions.get(name, set()) | numbers
+    return functions
+
+
+class Watch(TorchFunctionMode):
+    """Collects the names of what is called and not explained, in `unexplained`."""
+
+    def __init__(self, cornered: dict[str, set[float]]) -> None:
+        super().__init__()
+        self.cornered = cornered
+        self.unexplained: dict[str, None] = {}  # a set that keeps the order
+        self.checks: list[Tensor] = []  # whether all is finite, as an assert asks
+        self.asked = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called in place of each of torch's functions."""
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        name = func.__name__.strip("_")
+        if name in ("get", "set"):  # of a property
+            name = f"{func.__self__.__name__}"  # type: ignore[attr-defined]
+            explained = name in PROPERTIES
+        else:
+            explained = self._explains(name, args, kwargs, output)
+        if not explained:
+            self.unexplained.setdefault(name)
+        return output
+
+    def _explains(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        if name in self.cornered:
+            given = {v for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            return name == "leaky_relu" or given <= self.cornered[name]
+        if name == "pad":
+            return _zeros(*args, **kwargs)
+        if name in DROPOUTS:
+            return dropout_rate(args, kwargs) == 0.0 or not kwargs.get("training", args[2] if len(args) > 2 else True)
+        if name in CASTS:
+            return not isinstance(output, Tensor) or output.dtype == args[0].dtype
+        return name in ALWAYS or self._asks(name, args, output)
+
+    def _asks(self, name: str, args: tuple[Any, ...], output: Any) -> bool:
+        """Whether the call is a part of `assert not torch.isnan(h).any()`."""
+        of_check = bool(args) and any(args[0] is check for check in self.checks)
+        if name in FINITE or (name in REDUCED and of_check):
+            self.checks.append(output)
+            return True
+        self.asked |= name == "bool" and of_check
+        return name == "bool" and of_check
+
+
+def _zeros(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> bool:
+    return mode == "constant" and not value
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """For what is not the module's own code: a fused cell inside it."""
+    with torch._C.DisableTorchFunction():
+        yield
+
+
+class Unwatched:
+    """A plan whose own calls are no part of what is watched."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As the plan's."""
+        with unwatched():
+            return self.plan.run(module, args, kwargs)
+
+
+def watch(module: nn.Module, activations: set[str]) -> None:
+    """From now on module.forward raises Refused for a call, or a new value of an attribute, that is not explained."""
+    forward, cornered = module.forward, explained_by(activations)
+    for child in module.modules():
+        if PLAN in child.__dict__:
+            child.__dict__[PLAN] = Unwatched(child.__dict__[PLAN])
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        before, mode = _attributes(module), Watch(cornered)
+        with mode:
+            output = forward(*args, **kwargs)
+        _refuse(mode, before, _attributes(module))
+        if mode.asked:
+            _refuse_mended(forward, args, kwargs)
+        return output
+
+    module.__dict__["forward"] = watched
+
+
+def _refuse(mode: Watch, before: dict[str, Any], after: dict[str, Any]) -> None:
+    if mode.unexplained:
+        raise Refused(f"its forward calls {', '.join(mode.unexplained)}, which a ConvLSTM does not", DEPTH)
+    written = [name for name, value in after.items() if value != before.get(name, _attributes)]
+    if written:
+        raise Refused(f"its forward writes {', '.join(written)}, which a fused one would not", DEPTH)
+
+
+def _refuse_mended(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises Refused where a forward that asks for NaN does something else about it than to raise an error."""
+
+    def spoiled(value: Any) -> Any:
+        return torch.full_like(value, float("nan")) if isinstance(value, Tensor) else value
+
+    try:
+        outputs = leaves(forward(*rebuild(args, spoiled), **rebuild(kwargs, spoiled)))
+    except Exception:  # the assert
+        return
+    if not all(bool(t.isnan().all()) for t in outputs if isinstance(t, Tensor)):
+        raise Refused("its forward mends NaN, which a ConvLSTM does not", DEPTH)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What the plain attributes of a module hold that is no tensor."""
+    return {
+        f"{path}.{name}".lstrip("."): leaves(value)
+        for path, child in module.named_modules()
+        for name, value in vars(child).items()
+        if not name.startswith("_") and name != "training" and all(isinstance(leaf, SIMPLE) for leaf in leaves(value))
+    }
