@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 State = tuple[Tensor, Tensor]
+SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)

@@ -48,12 +48,12 @@ class CellPlan:
         return found["h"], found["c"]
 
     def _takes(self, module: nn.Module, x: Tensor, h: Tensor | None, c: Tensor | None) -> bool:
-        if hooked(module) or not self.recipe.is_whole(module):
+        if hooked(module) or x.dim() != self.recipe.axes + 2:
             return False
-        if h is None or c is None:
-            return self.starts_at_zero and x.dim() == self.recipe.axes + 2
-        state = (x.shape[0], self.recipe.channels)
-        if x.dim() != self.recipe.axes + 2 or h.dim() != x.dim() or h.shape != c.shape or h.shape[:2] != state:
+        state = self.recipe.state_image(module, tuple(x.shape[2:]))
+        if state is None or h is None or c is None:
+            return state is not None and self.starts_at_zero
+        if h.shape != (x.shape[0], self.recipe.channels, *state) or c.shape != h.shape:
             return False
         return x.dtype == h.dtype == c.dtype or torch.is_autocast_enabled(x.device.type)
 
@@ -246,10 +246,15 @@ def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ..
     """The plan, if a copy that computes by it agrees with an untouched copy. Raises Refused."""
     original, converted = probe.twins(module, plan, plan.recipe.activations)
     for batch, pixels in ((2, image), (1, tuple(n + 1 + a for a, n in enumerate(image)))):
-        shapes = (batch, size.inputs, *pixels), (batch, size.channels, *_state_image(plan, original, size, pixels))
+        state = plan.recipe.state_image(original, pixels)
+        if state is None and pixels != image:
+            continue  # a peephole per pixel knows one size
+        if state is None:
+            raise Refused(f"its first forward makes some of {', '.join(plan.recipe.tensors)}: expected them before", 9)
+        shapes = (batch, size.inputs, *pixels), (batch, size.channels, *state)
         run = probe.steps(plan.arguments, plan.output, shapes)
         if pixels != image and not _runs(original, run):
-            continue  # a peephole per pixel knows one size
+            continue
         probe.agree(original, converted, run)
         amplified = probe.steps(plan.arguments, plan.output, shapes, amplified=True)
         probe.agree(original, converted, amplified, " on large numbers", of_largest=True)
@@ -267,13 +272,3 @@ def _runs(original: nn.Module, run: probe.Run) -> bool:
     except Exception:  # a stranger's code may raise anything
         return False
     return True
-
-
-def _state_image(plan: CellPlan, module: nn.Module, size: Sizes, pixels: tuple[int, ...]) -> tuple[int, ...]:
-    """The state's size for an image of `pixels`, by the input convolution."""
-    options = dict(plan.recipe.options)
-    kernel = plan.recipe.pack(module)["weight_ih"].shape[-plan.recipe.axes :]  # type: ignore[union-attr]
-    extents = zip(
-        pixels, kernel, *(options[n][2 - plan.recipe.axes :] for n in ("stride", "dilation", "padding")), strict=True
-    )
-    return tuple((n + sum(sides) - d * (k - 1) - 1) // s + 1 for n, k, s, d, sides in extents)

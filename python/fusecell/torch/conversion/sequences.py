@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calls import SIMPLE as SIMPLE
 from .calls import Leaf, rebuild
 from .cells import CellPlan
 from .fused import conv_lstm, hooked
@@ -23,7 +24,6 @@ from .swapped import PLAN
 from .trace import Refused
 
 DEPTH = 9
-SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,20 @@ class SequencePlan:
         frames = self.form.bind(args, kwargs, self.layers[0].recipe.axes)
         if frames is None or hooked(module) or settings(module) != self.settings:
             return None
-        if not all(layer.recipe.is_whole(module.get_submodule(layer.cell)) for layer in self.layers):
+        if not self._takes(module, tuple(frames.shape[3:])):
             return None
         made = results(module, self.layers, frames)
         return rebuild(self.output, lambda leaf: leaf.value.of(made) if isinstance(leaf, Leaf) else leaf)
+
+    def _takes(self, module: nn.Module, image: tuple[int, ...]) -> bool:
+        """Whether the module has the tensors that frames of this size want."""
+        states: list[Any] = []
+        for layer in self.layers:
+            seen = states[layer.sees[0]] if layer.sees else image
+            states.append(layer.recipe.state_image(module.get_submodule(layer.cell), seen))
+            if states[-1] is None:
+                return False
+        return True
 
 
 def results(module: nn.Module, layers: tuple[Layer, ...], frames: Tensor) -> list[dict[str, Tensor]]:

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from .calls import leaves, rebuild
+from .calls import SIMPLE, leaves, rebuild
 from .swapped import PLAN, Plan
 from .trace import DROPOUTS, Refused, dropout_rate
 
 DEPTH = 11  # deeper than a disagreement: the name of a function says more than a difference
-SIMPLE = (bool, int, float, str, type(None))
 
 LINEAR = {"conv1d", "conv2d", "conv3d", "add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "neg"}
 LINEAR |= {"negative", "subtract", "multiply", "addcmul", "div", "idiv", "itruediv", "truediv", "true_divide"}
@@ -58,22 +58,22 @@ PROPERTIES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "l
 PROPERTIES |= {"T", "mT", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_mkldnn", "is_xpu", "is_nested"}
 CONSTANTS = {"zeros", "new_zeros", "zeros_like", "zero", "ones", "new_ones", "ones_like", "full", "new_full", "fill"}
 CONSTANTS |= {"full_like", "empty", "new_empty", "empty_like", "tensor", "new_tensor", "as_tensor", "arange"}
-ALWAYS = LINEAR | ANALYTIC | VIEWS | QUERIES | CONSTANTS
+ALWAYS = LINEAR | ANALYTIC | VIEWS | CONSTANTS
 CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
 FINITE, REDUCED = {"isnan", "isfinite", "isinf"}, {"any", "all", "logical_not", "invert"}
 
 CLAMPS = {"clamp", "clip", "clamp_min", "clamp_max"}
 HARD = CLAMPS | {"hardsigmoid", "hardtanh", "relu6", "relu", "threshold"}
 CORNERED: dict[str, tuple[set[str], set[float]]] = {
-    # what an activation may be made of, and the numbers at which it may be cut
+    # what an activation may be made of, and the sizes of the numbers at which it may be cut
     "sigmoid": (set(), set()),
-    "hard_sigmoid": (HARD, {-3.0, 0.0, 1.0, 3.0, 6.0}),
-    "hard_sigmoid_keras2": (HARD, {-2.5, 0.0, 0.2, 0.5, 1.0, 2.5}),
+    "hard_sigmoid": (HARD, {0.0, 1.0, 3.0, 6.0}),
+    "hard_sigmoid_keras2": (HARD, {0.0, 0.2, 0.5, 1.0, 2.5}),
     "tanh": (set(), set()),
     "identity": (set(), set()),
     "relu": (CLAMPS | {"relu", "threshold"}, {0.0}),
     "leaky_relu": ({"leaky_relu"}, set()),
-    "hard_tanh": (CLAMPS | {"hardtanh"}, {-1.0, 1.0}),
+    "hard_tanh": (CLAMPS | {"hardtanh"}, {1.0}),
     "softsign": ({"softsign", "abs"}, set()),
 }
 
@@ -89,34 +89,48 @@ def explained_by(activations: set[str]) -> dict[str, set[float]]:
 
 
 class Watch(TorchFunctionMode):
-    """Collects the names of what is called and not explained, in `unexplained`."""
+    """Collects what is called and not explained."""
 
     def __init__(self, cornered: dict[str, set[float]]) -> None:
         super().__init__()
         self.cornered = cornered
-        self.unexplained: dict[str, None] = {}  # a set that keeps the order
+        self.unexplained: list[tuple[str, Any]] = []  # a name, and the node of autograd that the call made, if one
+        self.data: list[Tensor] = []  # what `x.data` gave: often it is asked for its size alone
         self.checks: list[Tensor] = []  # whether all is finite, as an assert asks
         self.asked = False
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Called in place of each of torch's functions."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = func.__name__.strip("_")
-        if name in ("get", "set"):  # of a property
-            name = f"{func.__self__.__name__}"  # type: ignore[attr-defined]
-            explained = name in PROPERTIES
-        else:
-            explained = self._explains(name, args, kwargs, output)
-        if not explained:
-            self.unexplained.setdefault(name)
+        attribute = name in ("get", "set")
+        name = func.__self__.__name__ if attribute else name
+        if name in (PROPERTIES if attribute else QUERIES):
+            return output
+        if any(given is data for given in leaves((args, kwargs)) for data in self.data):
+            self.unexplained.append(("data", None))
+        if name == "data":
+            self.data.append(output)
+        elif attribute or not self._explains(name, args, kwargs, output):
+            self.unexplained.append((name, getattr(output, "grad_fn", None)))
         return output
+
+    def reasons(self, outputs: list[Any]) -> list[str]:
+        """The names of what the outputs may depend on; a call whose result autograd knows not to be in them is none."""
+        nodes = _nodes([t.grad_fn for t in outputs if isinstance(t, Tensor)])
+        names = [name for name, node in self.unexplained if node is None or node in nodes]
+        names += ["data" for output in outputs if any(output is data for data in self.data)]
+        names += [f.__name__ for f in _functions(nodes) if not f.__module__.startswith(("torch.", "fusecell."))]
+        return list(dict.fromkeys(names))
 
     def _explains(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
         if name in self.cornered:
-            given = {v for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            given = {
+                abs(v) for v in (*args, *kwargs.values()) if isinstance(v, (int, float)) and not isinstance(v, bool)
+            }
             return name == "leaky_relu" or given <= self.cornered[name]
         if name == "pad":
             return _zeros(*args, **kwargs)
@@ -138,6 +152,23 @@ class Watch(TorchFunctionMode):
 
 def _zeros(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> bool:
     return mode == "constant" and not value
+
+
+def _nodes(first: list[Any]) -> set[Any]:
+    """All nodes of autograd's graph behind these."""
+    found, waiting = set(), first
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [behind for behind, _ in node.next_functions]
+    return found
+
+
+def _functions(nodes: set[Any]) -> list[Any]:
+    """The classes of torch.autograd.Function among the nodes."""
+    made: list[Any] = [type(node) for node in nodes if isinstance(node, BackwardCFunction)]
+    return [cls._forward_cls for cls in made]
 
 
 @contextmanager
@@ -170,7 +201,7 @@ def watch(module: nn.Module, activations: set[str]) -> None:
         before, mode = _attributes(module), Watch(cornered)
         with mode:
             output = forward(*args, **kwargs)
-        _refuse(mode, before, _attributes(module))
+        _refuse(mode.reasons(leaves(output)), before, _attributes(module))
         if mode.asked:
             _refuse_mended(forward, args, kwargs)
         return output
@@ -178,9 +209,9 @@ def watch(module: nn.Module, activations: set[str]) -> None:
     module.__dict__["forward"] = watched
 
 
-def _refuse(mode: Watch, before: dict[str, Any], after: dict[str, Any]) -> None:
-    if mode.unexplained:
-        raise Refused(f"its forward calls {', '.join(mode.unexplained)}, which a ConvLSTM does not", DEPTH)
+def _refuse(called: list[str], before: dict[str, Any], after: dict[str, Any]) -> None:
+    if called:
+        raise Refused(f"its forward calls {', '.join(called)}, which a ConvLSTM does not", DEPTH)
     written = [name for name, value in after.items() if value != before.get(name, _attributes)]
     if written:
         raise Refused(f"its forward writes {', '.join(written)}, which a fused one would not", DEPTH)
@@ -188,16 +219,17 @@ def _refuse(mode: Watch, before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def _refuse_mended(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raises Refused where a forward that asks for NaN does something else about it than to raise an error."""
+    for tensor in [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]:
 
-    def spoiled(value: Any) -> Any:
-        return torch.full_like(value, float("nan")) if isinstance(value, Tensor) else value
+        def spoiled(value: Any, tensor: Tensor = tensor) -> Any:
+            return torch.full_like(tensor, float("nan")) if value is tensor else value
 
-    try:
-        outputs = leaves(forward(*rebuild(args, spoiled), **rebuild(kwargs, spoiled)))
-    except Exception:  # the assert
-        return
-    if not all(bool(t.isnan().all()) for t in outputs if isinstance(t, Tensor)):
-        raise Refused("its forward mends NaN, which a ConvLSTM does not", DEPTH)
+        try:
+            outputs = leaves(forward(*rebuild(args, spoiled), **rebuild(kwargs, spoiled)))
+        except Exception:  # the assert
+            continue
+        if not all(bool(t.isnan().all()) for t in outputs if isinstance(t, Tensor)):
+            raise Refused("its forward mends NaN, which a ConvLSTM does not", DEPTH)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
