@@ -68,8 +68,11 @@ class Sizes:
     images: tuple[tuple[int, ...], ...]
 
 
-def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Sizes]:
-    """The sizes that the module's tensors allow, likeliest first; seen: (Cin, ...) of a frame it was called with."""
+def sizes(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> Iterator[Sizes]:
+    """The sizes that the module's tensors allow, likeliest first; seen: (Cin, ...) of a frame it was called with.
+
+    exact: only images of that frame's size, which take as much longer as they are larger.
+    """
     for axes, kind in ((2, nn.Conv2d), (1, nn.Conv1d)):
         pool = {(m.out_channels, m.in_channels) for m in module.modules() if isinstance(m, kind)}
         raw = [t for t in named_tensors(module).values() if t.dim() == axes + 2 and t.shape[0] > 1]
@@ -84,7 +87,7 @@ def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Si
         }
         for inputs, channels in sorted(pairs, key=lambda p: _unlikely(pool, *p)):
             if seen is None or (seen[0] == inputs and len(seen) == axes + 1):
-                yield Sizes(inputs, channels, _images(module, axes, channels, seen))
+                yield Sizes(inputs, channels, (seen[1:],) if seen and exact else _images(module, axes, channels))
 
 
 def _inputs(pool: set[tuple[int, int]], channels: int) -> set[int]:
@@ -99,9 +102,7 @@ def _unlikely(pool: set[tuple[int, int]], inputs: int, channels: int) -> tuple[b
     return not whole, -channels
 
 
-def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
-    if seen is not None:
-        return (seen[1:],)
+def _images(module: nn.Module, axes: int, channels: int) -> tuple[tuple[int, ...], ...]:
     per_pixel = [
         tuple(t.shape[-axes:])
         for t in named_tensors(module).values()
@@ -117,11 +118,14 @@ def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] |
 
 
 # ---------------------------------------------------------------------------------------------- recognition
-def recognise(module: nn.Module, seen: tuple[int, ...] | None = None) -> CellPlan:
-    """The plan of a cell; seen: the shape of an x it was called with. Raises the Refused that got furthest."""
+def recognise(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> CellPlan:
+    """The plan of a cell; seen: the shape of an x it was called with; exact: as sizes'.
+
+    Raises the Refused that got furthest.
+    """
     probed = [
         (arguments, size, image)
-        for size in sizes(module, None if seen is None else seen[1:])
+        for size in sizes(module, None if seen is None else seen[1:], exact)
         for arguments, image in product(conventions(module), size.images)
     ]
     if not probed:
@@ -262,6 +266,15 @@ def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ..
     swap(converted, assuming)
     zero = probe.starts_at_zero(original, converted, plan.arguments, (2, size.inputs, *image))
     return assuming if zero else plan
+
+
+def confirm_cell(module: nn.Module, plan: CellPlan, seen: tuple[int, ...]) -> None:
+    """Raises Refused unless a plan that was proven on small images holds for an x of this size."""
+    state = plan.recipe.state_image(module, seen[2:])
+    if state is None:
+        raise Refused("its tensors are not of the example's size", 0)
+    shapes = (1, plan.recipe.inputs, *seen[2:]), (1, plan.recipe.channels, *state)
+    probe.confirm(module, plan, plan.recipe.activations, probe.steps(plan.arguments, plan.output, shapes))
 
 
 def _runs(original: nn.Module, run: probe.Run) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .calls import Arguments, Leaf, leaves
 from .swapped import Plan, Sure, swap
-from .trace import Refused, random_tensor, sandbox
+from .trace import Refused, random_tensor, sandbox, undisturbed
 from .watch import watch
 
 STEPS = 3
@@ -82,6 +82,17 @@ def agree(original: nn.Module, converted: nn.Module, run: Run, where: str = "", 
         written = [name for name in kept if kept[name] is not before.get(name)]
         if written and not training:  # the first run may make peepholes, the second may not replace them
             raise Refused(f"its forward keeps tensors in {', '.join(written)}, as a fused one would not", DEPTH)
+
+
+def confirm(module: nn.Module, plan: Plan, activations: set[str], run: Run) -> None:
+    """Raises Refused, as from a call that failed, unless the outputs of two copies agree."""
+    with undisturbed(), torch.no_grad():
+        try:
+            a, b = (run(twin)[0] for twin in twins(module, plan, activations))
+        except Exception as error:  # a stranger's code may raise anything
+            raise Refused(f"the example's size is another matter: {error}", 0) from None
+    if not difference(a, b) <= TOLERANCE["outputs"]:
+        raise Refused("the probe disagrees at the example's size", 0)
 
 
 def _kept_tensors(module: nn.Module) -> dict[str, Any]:

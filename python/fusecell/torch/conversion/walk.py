@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from .cells import CellPlan, recognise
-from .loops import recognise_loop, recognise_sequence
+from .cells import CellPlan, confirm_cell, recognise
+from .loops import confirm_sequence, recognise_loop, recognise_sequence
 from .observed import guesses, is_torchs_own, looks_like_one, observe
 from .report import Kept, Replaced, Report
 from .sequences import SequencePlan
@@ -15,6 +15,7 @@ from .swapped import is_swapped, swap
 from .trace import Refused
 
 TELLING = 3  # a reason of this depth is news: convolutions of x and a state were seen
+CALLED = 1  # a reason of this depth, or less: it could not be called
 LOOP = "cells fused; the loop over time stays"
 Shape = tuple[int, ...] | None
 
@@ -66,7 +67,7 @@ def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) ->
     looping = any(is_swapped(m) for m in module.modules())
     try:
         _refuse_hooks(module)
-        plan = recognise_sequence(scratch, seen) if looping else _cell_or_loop(scratch, seen)
+        plan = _plan(scratch, seen, looping)
     except Refused as reason:
         if looping:
             return Kept(name, kind, f"{LOOP}: {reason}") if reason.depth else None
@@ -77,15 +78,31 @@ def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) ->
     return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", notes)
 
 
-def _cell_or_loop(module: nn.Module, seen: Shape) -> CellPlan | SequencePlan:
+def _plan(module: nn.Module, seen: Shape, looping: bool) -> CellPlan | SequencePlan:
+    """Proven on small images, and confirmed at the example's; proven there, if it takes no others. Raises Refused."""
+    recognise_any = recognise_sequence if looping else _cell_or_loop
+    try:
+        plan = recognise_any(module, seen)
+        if isinstance(plan, CellPlan) and seen:
+            confirm_cell(module, plan, seen)
+        elif isinstance(plan, SequencePlan) and seen:
+            confirm_sequence(module, plan, seen)
+        return plan
+    except Refused as reason:
+        if seen is None or reason.depth > CALLED:
+            raise
+        return recognise_any(module, seen, exact=True)
+
+
+def _cell_or_loop(module: nn.Module, seen: Shape, exact: bool = False) -> CellPlan | SequencePlan:
     """Raises Refused with the reason of the attempt that got further."""
     if any(isinstance(m, nn.Conv3d) for m in module.modules()):
         raise Refused("its convolutions have three dimensions, expected 1 or 2", 0)
     try:
-        return recognise(module, seen)
+        return recognise(module, seen, exact)
     except Refused as cell:
         try:
-            return recognise_loop(module, seen)
+            return recognise_loop(module, seen, exact)
         except Refused as loop:
             raise max(cell, loop, key=lambda reason: reason.depth) from None
 
