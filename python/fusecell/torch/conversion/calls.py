@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 State = tuple[Tensor, Tensor]
-SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from .swapped import PLAN
 from .trace import Convolution, Recorder, Refused, Trace, first_success, random_tensor, sandbox, undisturbed
 
 PROBES = ((4, 2), (3, 5))  # T and B: different, so that the axes can be told apart
-LONG = 37  # frames: a loop may do something else at every 8th, or after the 30th
 DEPTH = 9
 
 
@@ -100,7 +99,7 @@ def _over_cells(
 def _proven(module: nn.Module, plan: SequencePlan, given: Input) -> SequencePlan:
     """The plan, if a copy that computes by it agrees with a copy that loops. Raises Refused."""
     original, converted = probe.twins(module, plan, _own_activations(plan))
-    for steps, batch, amplified in ((3, 2, False), (5, 1, False), (1, 2, False), (LONG, 1, False), (3, 2, True)):
+    for steps, batch, amplified in ((3, 2, False), (5, 1, False), (1, 2, False), (probe.LONG, 1, False), (3, 2, True)):
 
         def run(
             twin: nn.Module, steps: int = steps, batch: int = batch, amplified: bool = amplified
@@ -110,7 +109,7 @@ def _proven(module: nn.Module, plan: SequencePlan, given: Input) -> SequencePlan
             return leaves(given.run(twin, frames)), [frames]
 
         where = f" over {steps} frames{' of large numbers' if amplified else ''}"
-        probe.agree(original, converted, run, where, of_largest=steps == LONG or amplified)
+        probe.agree(original, converted, run, where, of_largest=steps == probe.LONG or amplified)
     return plan
 
 

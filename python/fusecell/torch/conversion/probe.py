@@ -19,6 +19,7 @@ TOLERANCE = {
     "gradients": 1e-6,
 }  # torch's derivative of hardsigmoid is right to 3e-8 only, in float64 too
 DEPTH = 10
+LONG = 37  # frames: a loop may do something else at every 8th, or after the 30th
 LOUD = 30.0  # numbers beyond the corners that a forward may have: a clamp of the state, a clipped gradient
 
 
@@ -84,19 +85,8 @@ def agree(original: nn.Module, converted: nn.Module, run: Run, where: str = "", 
             raise Refused(f"its forward keeps tensors in {', '.join(written)}, as a fused one would not", DEPTH)
 
 
-def confirm(module: nn.Module, plan: Plan, activations: set[str], run: Run) -> None:
-    """Raises Refused, as from a call that failed, unless the outputs of two copies agree."""
-    with undisturbed(), torch.no_grad():
-        try:
-            a, b = (run(twin)[0] for twin in twins(module, plan, activations))
-        except Exception as error:  # a stranger's code may raise anything
-            raise Refused(f"the example's size is another matter: {error}", 0) from None
-    if not difference(a, b) <= TOLERANCE["outputs"]:
-        raise Refused("the probe disagrees at the example's size", 0)
-
-
 def _kept_tensors(module: nn.Module) -> dict[str, Any]:
-    """What a module's plain attributes hold of tensors; themselves: an identity may come again."""
+    """The plain attributes of a module that hold tensors."""
     return {
         f"{path}.{name}".lstrip("."): value
         for path, child in module.named_modules()
@@ -160,3 +150,14 @@ def starts_at_zero(original: nn.Module, converted: nn.Module, arguments: Argumen
             continue
         gaps.append(difference(output, leaves(converted.forward(**given))))
     return bool(gaps) and max(gaps) <= TOLERANCE["outputs"]
+
+
+def confirm(module: nn.Module, plan: Plan, activations: set[str], run: Run) -> None:
+    """Raises Refused, as from a call that failed, unless the outputs of two copies agree."""
+    with undisturbed(), torch.no_grad():
+        try:
+            a, b = (run(twin)[0] for twin in twins(module, plan, activations))
+        except Exception as error:  # a stranger's code may raise anything
+            raise Refused(f"the example's size is another matter: {error}", 0) from None
+    if not difference(a, b) <= TOLERANCE["outputs"]:
+        raise Refused("the probe disagrees at the example's size", 0)

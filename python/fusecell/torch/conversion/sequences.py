@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calls import SIMPLE as SIMPLE
 from .calls import Leaf, rebuild
 from .cells import CellPlan
 from .fused import conv_lstm, hooked
@@ -24,6 +23,7 @@ from .swapped import PLAN
 from .trace import Refused
 
 DEPTH = 9
+SIMPLE = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _plan(module: nn.Module, seen: Shape, looping: bool) -> CellPlan | SequenceP
             confirm_sequence(module, plan, seen)
         return plan
     except Refused as reason:
-        if seen is None or reason.depth > CALLED:
+        if seen is None or (reason.depth > CALLED and not looping):  # a loop's cells may refuse another size later
             raise
         return recognise_any(module, seen, exact=True)
 

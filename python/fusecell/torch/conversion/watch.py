@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
-from .calls import SIMPLE, leaves, rebuild
+from .calls import leaves, rebuild
 from .swapped import PLAN, Plan
 from .trace import DROPOUTS, Refused, dropout_rate
 
@@ -58,6 +59,7 @@ PROPERTIES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "l
 PROPERTIES |= {"T", "mT", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_mkldnn", "is_xpu", "is_nested"}
 CONSTANTS = {"zeros", "new_zeros", "zeros_like", "zero", "ones", "new_ones", "ones_like", "full", "new_full", "fill"}
 CONSTANTS |= {"full_like", "empty", "new_empty", "empty_like", "tensor", "new_tensor", "as_tensor", "arange"}
+NUMBERS = (Number, str, type(None))  # what a forward may count in, or remember by
 ALWAYS = LINEAR | ANALYTIC | VIEWS | CONSTANTS
 CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
 FINITE, REDUCED = {"isnan", "isfinite", "isinf"}, {"any", "all", "logical_not", "invert"}
@@ -238,5 +240,5 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         f"{path}.{name}".lstrip("."): leaves(value)
         for path, child in module.named_modules()
         for name, value in vars(child).items()
-        if not name.startswith("_") and name != "training" and all(isinstance(leaf, SIMPLE) for leaf in leaves(value))
+        if not name.startswith("_") and name != "training" and all(isinstance(leaf, NUMBERS) for leaf in leaves(value))
     }
