@@ -345,3 +345,69 @@ def test_a_state_that_is_none_on_purpose(monkeypatch):
     calls.clear()
     assert torch.allclose(model(x, None)[0], original(x, None)[0], atol=1e-6)
     assert len(calls) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- the report
+class DictState(Cell):
+    def forward(self, x, state):
+        h, c = super().forward(x, (state["hidden"], state["cell"]))
+        return torch.sigmoid(h), {"hidden": h, "cell": c}
+
+
+class Optional(nn.Module):
+    """Frames, states and the number of steps may all be absent."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = Cell()
+
+    def forward(self, x=None, state=None, steps=4):
+        h, c = state or (x.new_zeros(x.shape[1], C, *x.shape[3:]),) * 2
+        ys = []
+        for t in range(steps):
+            h, c = self.cell(torch.zeros(h.shape[0], I, *SIZE) if x is None else x[t], (h, c))
+            ys.append(h)
+        return torch.stack(ys)
+
+
+class RandomStart(Cell):
+    def forward(self, x, state=None):
+        return super().forward(x, state or (torch.randn(x.shape[0], C, *x.shape[2:]),) * 2)
+
+
+def test_the_report_says_which_calls_are_not_fused():
+    report = convert(nn.ModuleList([DictState(), Optional(), RandomStart()]), verbose=False)
+    assert [(k.name, k.reason) for k in report.kept] == [
+        ("0", "its state is a dict: expected a tuple, a list, or two tensors")
+    ]
+    assert {r.name: r.notes for r in report.replaced} == {
+        "1": (
+            "calls with state or with another steps than the number of frames or without x take the loop over "
+            "fused cells",
+        ),
+        "1.cell": (),
+        "2": ("calls without a state take its own forward",),
+    }
+
+
+def test_an_example_of_any_size_is_proven_on_small_images(monkeypatch):
+    pixels = []
+    step = fused._conv_lstm
+    monkeypatch.setattr(fused, "_conv_lstm", lambda x, *a, **k: pixels.append(x[0, 0, 0].numel()) or step(x, *a, **k))
+    model = Loop()
+    report = convert(model, example=(torch.randn(1, 2, I, 40, 50),), verbose=False)
+    assert [(r.name, r.how) for r in report.replaced] == [("", "sequence"), ("cell", "cell")]
+    assert 0 < sum(n == 2000 for n in pixels) < 8
+    assert sum(n < 100 for n in pixels) > 20
+
+
+def test_what_differs_at_the_examples_size_is_noticed():
+    class Large(Cell):
+        def forward(self, x, state):
+            h, c = super().forward(x, state)
+            return (h, c) if x.shape[-1] < 30 else (-h, c)
+
+    example = (torch.randn(1, I, 20, 30), (torch.randn(1, C, 20, 30), torch.randn(1, C, 20, 30)))
+    report = convert(Large(), example=example, verbose=False)
+    assert report.replaced == []
+    assert len(report.kept) == 1

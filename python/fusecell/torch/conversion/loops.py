@@ -167,7 +167,9 @@ def _own_layers(twin: nn.Module, given: Input) -> tuple[Layer, ...]:
     count, rest = divmod(len(trace.convolutions), len(frames))
     weights = [id(call.weight) for call in trace.convolutions]
     if not count or rest or weights != weights[:count] * len(frames):
-        raise Refused(f"{len(weights)} convolutions in {len(frames)} steps, expected the same in each", 2)
+        raise Refused(
+            f"{len(weights)} convolutions in {len(frames)} steps: expected each step's in turn, the same in each", 2
+        )
     step = Trace(trace.convolutions[count : 2 * count], trace.norms, trace.dropouts, trace.transposed)
     before, after = (list(chain(*trace.between[n : n + count])) for n in (0, count))
     made = zip(before, after, strict=False)
