@@ -76,12 +76,12 @@ class Masks(Cell):
 class Counts(Cell):
     def __init__(self):
         super().__init__()
-        self.calls = 0
+        self._calls = 0
 
     def forward(self, x, state):
-        self.calls += 1
+        self._calls += 1
         h, c = super().forward(x, state)
-        return (h, c) if self.calls < 1000 else (0 * h, c)
+        return (h, c) if self._calls < 1000 else (0 * h, c)
 
 
 class ClipsGradient(Cell):
@@ -110,7 +110,22 @@ class MendsNaN(Cell):
         return super().forward(x, state)
 
 
+class SkipsBlack(Cell):
+    def forward(self, x, state):
+        return state if float(x.max()) == float(x.min()) else super().forward(x, state)
+
+
+class ZeroesNaN(Cell):
+    def kept(self, c):
+        c = c.clone()
+        c[torch.isnan(c)] = 0.0
+        return c
+
+
 NOT_CELLS = {
+    "black frames skipped": (SkipsBlack, "calls float"),
+    "NaN zeroed": (ZeroesNaN, "calls isnan"),
+    "steps rounded": (changed(kept=lambda c: c + torch.div(c, 1e4, rounding_mode="trunc")), "calls div"),
     "c clamped at 6": (changed(kept=lambda c: c.clamp(-6, 6)), "calls clamp"),
     "c clamped at 50": (changed(kept=lambda c: torch.clip(c, -50, 50)), "calls clip"),
     "gates clamped": (changed(gates=lambda z: z.clamp(-20, 20)), "calls clamp"),
@@ -127,7 +142,7 @@ NOT_CELLS = {
     "empty frames masked": (Masks, "calls gt, to"),
     "gradient clipped by a hook": (ClipsGradient, "calls register_hook"),
     "gradient clipped by a function": (changed(kept=Clip.apply), "calls Clip"),
-    "a counter of calls": (Counts, "writes calls"),
+    "a counter of calls": (Counts, "writes _calls"),
     "NaN handled": (MendsNaN, "mends NaN"),
 }
 

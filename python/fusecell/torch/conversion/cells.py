@@ -19,6 +19,7 @@ from .geometry import convolution_options, embedding, sources
 from .recipe import Block, Recipe, Sums
 from .swapped import swap
 from .trace import Recorder, Refused, Trace, first_success, named_tensors, random_tensor, sandbox, undisturbed
+from .watch import watch
 
 DEFAULT_SIZES = ((6, 5), (4, 7))
 
@@ -248,7 +249,8 @@ def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any]
 # --------------------------------------------------------------------------------------------------- the proof
 def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ...]) -> CellPlan:
     """The plan, if a copy that computes by it agrees with an untouched copy. Raises Refused."""
-    original, converted = probe.twins(module, plan, plan.recipe.activations)
+    original, converted = probe.twins(module, plan)
+    watch(original, plan.recipe.activations)
     for batch, pixels in ((2, image), (1, tuple(n + 1 + a for a, n in enumerate(image)))):
         state = plan.recipe.state_image(original, pixels)
         if state is None and pixels != image:
@@ -274,7 +276,7 @@ def confirm_cell(module: nn.Module, plan: CellPlan, seen: tuple[int, ...]) -> No
     if state is None:
         raise Refused("its tensors are not of the example's size", 0)
     shapes = (1, plan.recipe.inputs, *seen[2:]), (1, plan.recipe.channels, *state)
-    probe.confirm(module, plan, plan.recipe.activations, probe.steps(plan.arguments, plan.output, shapes))
+    probe.confirm(module, plan, probe.steps(plan.arguments, plan.output, shapes))
 
 
 def _runs(original: nn.Module, run: probe.Run) -> bool:

@@ -19,6 +19,7 @@ from .recipe import Recipe
 from .sequences import SIMPLE, Call, Form, Layer, SequencePlan, describe, explain, merge, record, results, settings
 from .swapped import PLAN
 from .trace import Convolution, Recorder, Refused, Trace, first_success, random_tensor, sandbox, undisturbed
+from .watch import watch
 
 PROBES = ((4, 2), (3, 5))  # T and B: different, so that the axes can be told apart
 DEPTH = 9
@@ -98,7 +99,9 @@ def _over_cells(
 
 def _proven(module: nn.Module, plan: SequencePlan, given: Input) -> SequencePlan:
     """The plan, if a copy that computes by it agrees with a copy that loops. Raises Refused."""
-    original, converted = probe.twins(module, plan, _own_activations(plan))
+    own = {name for layer in plan.layers if not layer.cell for name in layer.recipe.activations}
+    original, converted = probe.twins(module, plan)
+    watch(original, own)
     for steps, batch, amplified in ((3, 2, False), (5, 1, False), (1, 2, False), (probe.LONG, 1, False), (3, 2, True)):
 
         def run(
@@ -113,10 +116,6 @@ def _proven(module: nn.Module, plan: SequencePlan, given: Input) -> SequencePlan
     return plan
 
 
-def _own_activations(plan: SequencePlan) -> set[str]:
-    return {name for layer in plan.layers if not layer.cell for name in layer.recipe.activations}
-
-
 def confirm_sequence(module: nn.Module, plan: SequencePlan, seen: tuple[int, ...]) -> None:
     """Raises Refused unless a plan that was proven on small images holds for frames of this size."""
     inputs, *image = plan.form.frame_of(seen)
@@ -125,7 +124,7 @@ def confirm_sequence(module: nn.Module, plan: SequencePlan, seen: tuple[int, ...
     def run(twin: nn.Module) -> tuple[list[Any], list[Tensor]]:
         return leaves(given.run(twin, given.frames(twin, 2, 1))), []
 
-    probe.confirm(module, plan, _own_activations(plan), run)
+    probe.confirm(module, plan, run)
 
 
 # --------------------------------------------------------------------------------------- over its own convolutions

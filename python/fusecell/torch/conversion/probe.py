@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from .calls import Arguments, Leaf, leaves
 from .swapped import Plan, Sure, swap
 from .trace import Refused, random_tensor, sandbox, undisturbed
-from .watch import watch
 
 STEPS = 3
 TOLERANCE = {
@@ -45,10 +44,9 @@ def difference(a: Sequence[Any], b: Sequence[Any], of_largest: bool = False) -> 
     return worst
 
 
-def twins(module: nn.Module, plan: Plan, activations: set[str], seed: int = 5) -> tuple[nn.Module, nn.Module]:
-    """Two copies with the same random values; the first is watched, the second computes by the plan."""
+def twins(module: nn.Module, plan: Plan, seed: int = 5) -> tuple[nn.Module, nn.Module]:
+    """Two copies with the same random values; the second computes by the plan."""
     original, converted = sandbox(module, seed), sandbox(module, seed)
-    watch(original, activations)
     swap(converted, Sure(plan))
     return original, converted
 
@@ -152,11 +150,11 @@ def starts_at_zero(original: nn.Module, converted: nn.Module, arguments: Argumen
     return bool(gaps) and max(gaps) <= TOLERANCE["outputs"]
 
 
-def confirm(module: nn.Module, plan: Plan, activations: set[str], run: Run) -> None:
+def confirm(module: nn.Module, plan: Plan, run: Run) -> None:
     """Raises Refused, as from a call that failed, unless the outputs of two copies agree."""
     with undisturbed(), torch.no_grad():
         try:
-            a, b = (run(twin)[0] for twin in twins(module, plan, activations))
+            a, b = (run(twin)[0] for twin in twins(module, plan))
         except Exception as error:  # a stranger's code may raise anything
             raise Refused(f"the example's size is another matter: {error}", 0) from None
     if not difference(a, b) <= TOLERANCE["outputs"]:

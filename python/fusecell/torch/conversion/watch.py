@@ -23,44 +23,35 @@ from .trace import DROPOUTS, Refused, dropout_rate
 
 DEPTH = 11  # deeper than a disagreement: the name of a function says more than a difference
 
-LINEAR = {"conv1d", "conv2d", "conv3d", "add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "neg"}
-LINEAR |= {"negative", "subtract", "multiply", "addcmul", "div", "idiv", "itruediv", "truediv", "true_divide"}
-ANALYTIC = {"sigmoid", "tanh"}
-VIEWS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "chunk", "split", "split_with_sizes"}
-VIEWS |= {"unbind", "tensor_split", "hsplit", "getitem", "setitem", "select", "narrow", "index_select", "flip", "view"}
-VIEWS |= {
-    "view_as",
-    "reshape",
-    "reshape_as",
-    "permute",
-    "transpose",
-    "swapaxes",
-    "swapdims",
-    "t",
-    "movedim",
-    "moveaxis",
-}
-VIEWS |= {
-    "squeeze",
-    "unsqueeze",
-    "expand",
-    "expand_as",
-    "flatten",
-    "unflatten",
-    "contiguous",
-    "clone",
-    "copy",
-    "repeat",
-}
-VIEWS |= {"repeat_interleave", "tile", "broadcast_to", "broadcast_tensors", "rename", "align_to"}
-QUERIES = {"size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_contiguous", "is_floating_point"}
-QUERIES |= {"get_device", "element_size", "storage_offset", "is_same_size", "is_complex", "hash", "requires_grad"}
-PROPERTIES = {"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_leaf", "grad_fn", "names"}
-PROPERTIES |= {"T", "mT", "is_sparse", "is_quantized", "is_mps", "is_meta", "is_mkldnn", "is_xpu", "is_nested"}
-CONSTANTS = {"zeros", "new_zeros", "zeros_like", "zero", "ones", "new_ones", "ones_like", "full", "new_full", "fill"}
-CONSTANTS |= {"full_like", "empty", "new_empty", "empty_like", "tensor", "new_tensor", "as_tensor", "arange"}
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LINEAR = _names("""
+    add iadd radd sub isub rsub subtract mul imul rmul multiply neg negative addcmul div idiv itruediv truediv
+    true_divide conv1d conv2d conv3d sigmoid tanh
+""")
+VIEWS = _names("""
+    cat concat concatenate stack hstack vstack dstack chunk split split_with_sizes unbind tensor_split hsplit
+    getitem setitem select narrow index_select flip view view_as reshape reshape_as permute transpose swapaxes swapdims
+    t movedim moveaxis squeeze unsqueeze expand expand_as flatten unflatten contiguous clone copy repeat
+    repeat_interleave tile broadcast_to broadcast_tensors rename align_to
+""")
+CONSTANTS = _names("""
+    zeros new_zeros zeros_like zero ones new_ones ones_like full new_full full_like fill empty new_empty
+    empty_like tensor new_tensor as_tensor arange
+""")
+QUERIES = _names("""
+    size dim ndimension numel nelement len stride is_contiguous is_floating_point is_complex is_same_size
+    get_device element_size storage_offset hash requires_grad
+""")
+PROPERTIES = _names("""
+    shape dtype device ndim requires_grad layout is_leaf grad_fn names T mT is_cuda is_sparse is_quantized
+    is_mps is_meta is_mkldnn is_xpu is_nested
+""")
 NUMBERS = (Number, str, type(None))  # what a forward may count in, or remember by
-ALWAYS = LINEAR | ANALYTIC | VIEWS | CONSTANTS
+ALWAYS = LINEAR | VIEWS | CONSTANTS
 CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
 FINITE, REDUCED = {"isnan", "isfinite", "isinf"}, {"any", "all", "logical_not", "invert"}
 
@@ -112,9 +103,12 @@ class Watch(TorchFunctionMode):
         name = func.__self__.__name__ if attribute else name
         if name in (PROPERTIES if attribute else QUERIES):
             return output
-        if any(given is data for given in leaves((args, kwargs)) for data in self.data):
+        used = [id(given) for given in leaves((args, kwargs)) if isinstance(given, Tensor)]
+        if any(id(data) in used for data in self.data):
             self.unexplained.append(("data", None))
-        if name == "data":
+        if name not in (*REDUCED, "bool") and any(id(check) in used for check in self.checks):
+            self.unexplained.append(("isnan", None))
+        if name == "data" and isinstance(output, Tensor):
             self.data.append(output)
         elif attribute or not self._explains(name, args, kwargs, output):
             self.unexplained.append((name, getattr(output, "grad_fn", None)))
@@ -139,8 +133,8 @@ class Watch(TorchFunctionMode):
         if name in DROPOUTS:
             return dropout_rate(args, kwargs) == 0.0 or not kwargs.get("training", args[2] if len(args) > 2 else True)
         if name in CASTS:
-            return not isinstance(output, Tensor) or output.dtype == args[0].dtype
-        return name in ALWAYS or self._asks(name, args, output)
+            return output.dtype == args[0].dtype if isinstance(output, Tensor) else name == "type"
+        return (name in ALWAYS and not kwargs.get("rounding_mode")) or self._asks(name, args, output)
 
     def _asks(self, name: str, args: tuple[Any, ...], output: Any) -> bool:
         """Whether the call is a part of `assert not torch.isnan(h).any()`."""
@@ -236,9 +230,10 @@ def _refuse_mended(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """What the plain attributes of a module hold that is no tensor."""
+    of_every_module = vars(nn.Module())
     return {
         f"{path}.{name}".lstrip("."): leaves(value)
         for path, child in module.named_modules()
         for name, value in vars(child).items()
-        if not name.startswith("_") and name != "training" and all(isinstance(leaf, NUMBERS) for leaf in leaves(value))
+        if name not in of_every_module and all(isinstance(leaf, NUMBERS) for leaf in leaves(value))
     }
