@@ -304,7 +304,11 @@ def test_peepholes_that_a_first_forward_makes(example, fused_calls):
     original = copy.deepcopy(model)
     report = convert(model, example=example, verbose=False)
     assert [(r.name, r.how) for r in report.replaced] == [("late", "cell")]
-    assert report.replaced[0].notes == ("no parameters, so never trained: Wcf, Wci, Wco",)
+    names = "Wcf, Wci, Wco"
+    assert report.replaced[0].notes == (
+        f"no parameters, so never trained: {names}",
+        f"not fused until a call has made: {names}",
+    )
     assert model.late.Wci is None  # it was a copy that ran
     with pytest.raises(TypeError, match="NoneType"):
         model.late(torch.randn(B, models.I, 6, 7), *(torch.randn(B, models.C, 6, 7) for _ in "hc"))

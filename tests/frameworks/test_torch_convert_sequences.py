@@ -183,7 +183,8 @@ def test_copies_and_pickles(cls, fused_calls):
 def test_a_peephole_that_a_first_forward_makes(fused_calls):
     model = build(models.LateLoop)
     report = convert(model, verbose=False)
-    assert [(r.how, r.notes) for r in report.replaced] == [("sequence", ("no parameters, so never trained: p",))]
+    notes = ("no parameters, so never trained: p", "not fused until a call has made: p")
+    assert [(r.how, r.notes) for r in report.replaced] == [("sequence", notes)]
     x = frames().transpose(0, 1)
     assert not hasattr(model, "p")
     fused_calls.clear()

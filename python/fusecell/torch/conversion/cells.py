@@ -29,6 +29,7 @@ from .trace import (
     sandbox,
     undisturbed,
 )
+from .watch import watch
 
 DEFAULT_SIZES = ((6, 5), (4, 7))
 SAMPLES = 8  # enough that no relu is 0 in all of them, on an image of a few pixels too
@@ -59,12 +60,12 @@ class CellPlan:
         return found["h"], found["c"]
 
     def _takes(self, module: nn.Module, x: Tensor, h: Tensor | None, c: Tensor | None) -> bool:
-        if hooked(module) or not self.recipe.is_whole(module):
+        if hooked(module) or x.dim() != self.recipe.axes + 2:
             return False
-        if h is None or c is None:
-            return self.starts_at_zero and x.dim() == self.recipe.axes + 2
-        state = (x.shape[0], self.recipe.channels)
-        if x.dim() != self.recipe.axes + 2 or h.dim() != x.dim() or h.shape != c.shape or h.shape[:2] != state:
+        state = self.recipe.state_image(module, tuple(x.shape[2:]))
+        if state is None or h is None or c is None:
+            return state is not None and self.starts_at_zero
+        if h.shape != (x.shape[0], self.recipe.channels, *state) or c.shape != h.shape:
             return False
         return x.dtype == h.dtype == c.dtype or torch.is_autocast_enabled(x.device.type)
 
@@ -79,8 +80,11 @@ class Sizes:
     images: tuple[tuple[int, ...], ...]
 
 
-def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Sizes]:
-    """The sizes that the module's tensors allow, likeliest first; seen: (Cin, ...) of a frame it was called with."""
+def sizes(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> Iterator[Sizes]:
+    """The sizes that the module's tensors allow, likeliest first; seen: (Cin, ...) of a frame it was called with.
+
+    exact: only images of that frame's size, which take as much longer as they are larger.
+    """
     for axes, kind in ((2, nn.Conv2d), (1, nn.Conv1d)):
         pool = {(m.out_channels, m.in_channels) for m in module.modules() if isinstance(m, kind)}
         raw = [t for t in named_tensors(module).values() if t.dim() == axes + 2]
@@ -95,7 +99,7 @@ def sizes(module: nn.Module, seen: tuple[int, ...] | None = None) -> Iterator[Si
         }
         for inputs, channels in sorted(pairs, key=lambda p: _unlikely(pool, *p)):
             if seen is None or (seen[0] == inputs and len(seen) == axes + 1):
-                yield Sizes(inputs, channels, _images(module, axes, channels, seen))
+                yield Sizes(inputs, channels, (seen[1:],) if seen and exact else _images(module, axes, channels))
 
 
 def _inputs(pool: set[tuple[int, int]], channels: int) -> set[int]:
@@ -110,9 +114,7 @@ def _unlikely(pool: set[tuple[int, int]], inputs: int, channels: int) -> tuple[b
     return not whole, -channels
 
 
-def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...]:
-    if seen is not None:
-        return (seen[1:],)
+def _images(module: nn.Module, axes: int, channels: int) -> tuple[tuple[int, ...], ...]:
     per_pixel = [
         tuple(t.shape[-axes:])
         for t in named_tensors(module).values()
@@ -128,11 +130,14 @@ def _images(module: nn.Module, axes: int, channels: int, seen: tuple[int, ...] |
 
 
 # ---------------------------------------------------------------------------------------------- recognition
-def recognise(module: nn.Module, seen: tuple[int, ...] | None = None) -> CellPlan:
-    """The plan of a cell; seen: the shape of an x it was called with. Raises the Refused that got furthest."""
+def recognise(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> CellPlan:
+    """The plan of a cell; seen: the shape of an x it was called with; exact: as sizes'.
+
+    Raises the Refused that got furthest.
+    """
     probed = [
         (arguments, size, image)
-        for size in sizes(module, None if seen is None else seen[1:])
+        for size in sizes(module, None if seen is None else seen[1:], exact)
         for arguments, image in product(conventions(module), size.images)
     ]
     if not probed:
@@ -258,31 +263,40 @@ def recipe_of(formula: Formula, step: Step, size: Sizes, options: dict[str, Any]
 def _proven(module: nn.Module, plan: CellPlan, size: Sizes, image: tuple[int, ...]) -> CellPlan:
     """The plan, if a copy that computes by it agrees with an untouched copy. Raises Refused."""
     original, converted = probe.twins(module, plan)
+    watch(original, plan.recipe.activations)
     for batch, pixels in ((2, image), (1, tuple(n + 1 + a for a, n in enumerate(image)))):
-        shapes = (batch, size.inputs, *pixels), (batch, size.channels, *_state_image(plan, original, size, pixels))
+        state = plan.recipe.state_image(original, pixels)
+        if state is None and pixels != image:
+            continue  # a peephole per pixel knows one size
+        if state is None:
+            raise Refused(f"its first forward makes some of {', '.join(plan.recipe.tensors)}: expected them before", 9)
+        shapes = (batch, size.inputs, *pixels), (batch, size.channels, *state)
         run = probe.steps(plan.arguments, plan.output, shapes)
         if pixels != image and not _runs(original, run):
-            continue  # a peephole per pixel knows one size
+            continue
         probe.agree(original, converted, run)
+        amplified = probe.steps(plan.arguments, plan.output, shapes, amplified=True)
+        probe.agree(original, converted, amplified, " on large numbers", of_largest=True)
     assuming = replace(plan, starts_at_zero=True)
     swap(converted, assuming)
     zero = probe.starts_at_zero(original, converted, plan.arguments, (2, size.inputs, *image))
     return assuming if zero else plan
 
 
+def confirm_cell(module: nn.Module, plan: CellPlan, seen: tuple[int, ...]) -> None:
+    """Raises Refused unless a plan that was proven on small images holds for an x of this size."""
+    state = plan.recipe.state_image(module, seen[2:])
+    if state is None:
+        raise Refused("its tensors are not of the example's size", 0)
+    shapes = (1, plan.recipe.inputs, *seen[2:]), (1, plan.recipe.channels, *state)
+    probe.confirm(module, plan, probe.steps(plan.arguments, plan.output, shapes))
+
+
 def _runs(original: nn.Module, run: probe.Run) -> bool:
     try:
         run(original)
+    except Refused:
+        raise
     except Exception:  # a stranger's code may raise anything
         return False
     return True
-
-
-def _state_image(plan: CellPlan, module: nn.Module, size: Sizes, pixels: tuple[int, ...]) -> tuple[int, ...]:
-    """The state's size for an image of `pixels`, by the input convolution."""
-    options = dict(plan.recipe.options)
-    kernel = plan.recipe.pack(module)["weight_ih"].shape[-plan.recipe.axes :]  # type: ignore[union-attr]
-    extents = zip(
-        pixels, kernel, *(options[n][2 - plan.recipe.axes :] for n in ("stride", "dilation", "padding")), strict=True
-    )
-    return tuple((n + sum(sides) - d * (k - 1) - 1) // s + 1 for n, k, s, d, sides in extents)

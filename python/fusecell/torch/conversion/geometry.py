@@ -59,7 +59,7 @@ def seeing(calls: list[Convolution], x: Tensor, h: Tensor) -> list[Convolution]:
     found = {name: [call for call in calls if located(call.x, seen)] for name, seen in operands.items()}
     for one in "xh":
         if not any(found[name] for name in found if one in name):
-            raise Refused(f"no convolution sees {one}", DEPTH - 1)
+            raise Refused(f"no convolution sees {one} itself, alone or beside the other", DEPTH - 1)
     return [call for call in calls if any(call in those for those in found.values())]
 
 
@@ -118,7 +118,7 @@ def convolution_options(found: list[Source], inputs: int) -> dict[str, Any]:
     """Stride, dilation and padding of the input convolution, the same for all that see x. Raises Refused."""
     seeing = [s for s in found if "x" in s.sees]
     if not seeing:
-        raise Refused("no convolution sees x", DEPTH)
+        raise Refused("no convolution sees x itself, alone or beside h", DEPTH)
     options = {(s.call.weight.shape[2:], s.call.stride, s.call.dilation, s.sides) for s in seeing}
     if len(options) > 1:
         raise Refused("the convolutions of x differ in kernel, stride, dilation or padding", DEPTH + 1)
@@ -142,7 +142,7 @@ def embedding(found: list[Source]) -> tuple[int, int, int, int]:
     """
     seeing = [s for s in found if "h" in s.sees]
     if not seeing:
-        raise Refused("no convolution sees h", DEPTH)
+        raise Refused("no convolution sees h itself, alone or beside x", DEPTH)
     if len({(s.call.weight.shape[2:], s.sides) for s in seeing}) > 1:
         raise Refused("the recurrent convolutions differ in kernel or padding", DEPTH + 1)
     zeros: list[int] = []

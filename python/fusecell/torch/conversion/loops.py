@@ -29,6 +29,7 @@ from .trace import (
     sandbox,
     undisturbed,
 )
+from .watch import watch
 
 PROBES = ((4, 7), (3, 5))  # T and B: different, so that the axes can be told apart
 DEPTH = 9
@@ -73,16 +74,16 @@ def forms(module: nn.Module) -> Iterator[Form]:
 
 
 # ------------------------------------------------------------------------------------------ over converted cells
-def recognise_sequence(module: nn.Module, seen: tuple[int, ...] | None = None) -> SequencePlan:
-    """The plan of a module whose forward runs converted cells over time. Raises Refused."""
+def recognise_sequence(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> SequencePlan:
+    """The plan of a module whose forward runs converted cells over time; exact: as sizes'. Raises Refused."""
     plans = {name: m.__dict__[PLAN] for name, m in module.named_modules() if PLAN in m.__dict__}
     if not all(isinstance(plan, CellPlan) for plan in plans.values()):
         raise Refused("it holds a fused sequence", 0)
     images = sorted({(plan.recipe.inputs, plan.image) for plan in plans.values()})
     probed = [
-        Input(form, inputs, image)
+        Input(form, inputs, form.frame_of(seen)[1:] if seen and exact else image)
         for form, (inputs, image) in product(forms(module), images)
-        if seen is None or form.frame_of(seen) == (inputs, *image)
+        if seen is None or (len(seen) == len(image) + 3 and form.frame_of(seen)[0] == inputs)
     ]
     with undisturbed():
         twin = sandbox(module)
@@ -109,24 +110,44 @@ def _over_cells(
 
 def _proven(module: nn.Module, plan: SequencePlan, given: Input) -> SequencePlan:
     """The plan, if a copy that computes by it agrees with a copy that loops. Raises Refused."""
+    own = {name for layer in plan.layers if not layer.cell for name in layer.recipe.activations}
     original, converted = probe.twins(module, plan)
-    for steps, batch in ((3, 2), (5, 1), (1, 2)):
+    watch(original, own)
+    for steps, batch, amplified in ((3, 2, False), (5, 1, False), (1, 2, False), (probe.LONG, 1, False), (3, 2, True)):
 
-        def run(twin: nn.Module, steps: int = steps, batch: int = batch) -> tuple[list[Any], list[Tensor]]:
-            frames = given.frames(twin, steps, batch).requires_grad_()
+        def run(
+            twin: nn.Module, steps: int = steps, batch: int = batch, amplified: bool = amplified
+        ) -> tuple[list[Any], list[Tensor]]:
+            frames = given.frames(twin, steps, batch)
+            frames = (probe.loud(frames, 1) if amplified else frames).requires_grad_()
             return leaves(given.run(twin, frames)), [frames]
 
-        probe.agree(original, converted, run)
+        where = f" over {steps} frames{' of large numbers' if amplified else ''}"
+        probe.agree(original, converted, run, where, of_largest=steps == probe.LONG or amplified)
     return plan
 
 
+def confirm_sequence(module: nn.Module, plan: SequencePlan, seen: tuple[int, ...]) -> None:
+    """Raises Refused unless a plan that was proven on small images holds for frames of this size."""
+    inputs, *image = plan.form.frame_of(seen)
+    given = Input(plan.form, inputs, tuple(image))
+
+    def run(twin: nn.Module) -> tuple[list[Any], list[Tensor]]:
+        return leaves(given.run(twin, given.frames(twin, 2, 1))), []
+
+    probe.confirm(module, plan, run)
+
+
 # --------------------------------------------------------------------------------------- over its own convolutions
-def recognise_loop(module: nn.Module, seen: tuple[int, ...] | None = None) -> SequencePlan:
-    """The plan of a module whose forward steps through time with convolutions of its own. Raises Refused."""
+def recognise_loop(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> SequencePlan:
+    """The plan of a module whose forward steps through time with its own convolutions; exact: as sizes'.
+
+    Raises Refused.
+    """
     probed = [
         Input(form, size.inputs, image)
         for form in forms(module)
-        for size in sizes(module, None if seen is None else form.frame_of(seen))
+        for size in sizes(module, None if seen is None else form.frame_of(seen), exact)
         for image in size.images
     ]
     if not probed:
@@ -156,7 +177,9 @@ def _own_layers(twin: nn.Module, given: Input) -> tuple[Layer, ...]:
     count, rest = divmod(len(trace.convolutions), len(frames))
     weights = [id(call.weight) for call in trace.convolutions]
     if not count or rest or weights != weights[:count] * len(frames):
-        raise Refused(f"{len(weights)} convolutions in {len(frames)} steps, expected the same in each", 2)
+        raise Refused(
+            f"{len(weights)} convolutions in {len(frames)} steps: expected each step's in turn, the same in each", 2
+        )
     step = Trace(trace.convolutions[count : 2 * count], trace.norms, trace.dropouts, trace.transposed)
     before, after = (list(chain(*trace.between[n : n + count])) for n in (0, count))
     made = zip(before, after, strict=False)

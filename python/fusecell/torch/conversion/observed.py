@@ -72,6 +72,14 @@ def looks_like_one(module: nn.Module) -> bool:
     return code is not None and {"sigmoid", "tanh"} <= _words(code)
 
 
+def takes_a_dict(module: nn.Module) -> bool:
+    """Whether a module's forward has the words of an LSTM whose state is a dict."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or "sigmoid" not in _words(code):
+        return False
+    return any(keys <= set(code.co_consts) for keys in ({"cell", "hidden"}, {"c", "h"}))
+
+
 def _words(code: CodeType) -> set[str]:
     inner = [c for c in code.co_consts if isinstance(c, CodeType)]
     return set(code.co_names).union(*(_words(c) for c in inner))

@@ -79,12 +79,34 @@ class Recipe:
         sums = (*self.weight_ih, *self.weight_hh, *self.bias, *self.peephole)
         return list(dict.fromkeys(block.name for blocks in sums for block in blocks))
 
+    @property
+    def activations(self) -> set[str]:
+        """The names of both."""
+        options = dict(self.options)
+        return {options["recurrent_activation"], options["activation"]}
+
     def is_whole(self, module: nn.Module) -> bool:
         """Whether the module has all tensors: before a first forward some may not be there."""
         try:
             return all(isinstance(attrgetter(name)(module), Tensor) for name in self.tensors)
         except AttributeError:
             return False
+
+    def state_image(self, module: nn.Module, image: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The state's size for an x of this size; None where the module lacks a tensor, or has one of another size."""
+        if not self.is_whole(module):
+            return None
+        options = dict(self.options)
+        kernel = attrgetter(self.weight_ih[0][0].name)(module).shape[2:]
+        each = zip(
+            image, kernel, *(options[n][2 - self.axes :] for n in ("stride", "dilation", "padding")), strict=True
+        )
+        state = tuple((n + sum(sides) - d * (k - 1) - 1) // s + 1 for n, k, s, d, sides in each)
+        for block in (block for blocks in (*self.bias, *self.peephole) for block in blocks):
+            pixels = tuple(attrgetter(block.name)(module).shape[2 if block.batched else 1 :])
+            if set(pixels) - {1} and pixels != state:
+                return None
+        return state
 
     def _weight(self, module: nn.Module, gates: Sums) -> Tensor:
         whole = self._in_one(gates)

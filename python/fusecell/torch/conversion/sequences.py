@@ -125,12 +125,18 @@ class SequencePlan:
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The forward's output; None for a call of another form."""
         frames = self.form.bind(args, kwargs, self.layers[0].recipe.axes)
-        if frames is None or hooked(module) or settings(module) != self.settings:
-            return None
-        if not all(layer.recipe.is_whole(module.get_submodule(layer.cell)) for layer in self.layers):
+        if frames is None or not self._takes(module, tuple(frames.shape[3:])):
             return None
         made = results(module, self.layers, frames)
         return rebuild(self.output, lambda leaf: leaf.value.of(made) if isinstance(leaf, Leaf) else leaf)
+
+    def _takes(self, module: nn.Module, image: tuple[int, ...]) -> bool:
+        """Whether the module is as it was proven, and has the tensors that frames of this size want."""
+        states: list[Any] = []
+        for layer in self.layers:
+            seen = states[layer.sees[0]] if layer.sees else image
+            states.append(seen and layer.recipe.state_image(module.get_submodule(layer.cell), seen))
+        return all(states) and not hooked(module) and settings(module) == self.settings
 
 
 def results(module: nn.Module, layers: tuple[Layer, ...], frames: Tensor) -> list[dict[str, Tensor]]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from .trace import Refused
+
 PLAN = "_fusecell"
 
 
@@ -19,6 +21,20 @@ class Plan(Protocol):
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of module.forward(*args, **kwargs), or None."""
+
+
+class Sure:
+    """A plan that must take every call: a proof by a copy that computes as ever would be none."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As the plan's; Refused where that gives None."""
+        output = self.plan.run(module, args, kwargs)
+        if output is None:
+            raise Refused("its fused form does not take the call: it keeps what it needs from an earlier one", 10)
+        return output
 
 
 @functools.cache

@@ -192,7 +192,7 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in NORMS:
             self.trace.norms.append(name)
-        if name in DROPOUTS and _rate(args, kwargs) > 0.0:
+        if name in DROPOUTS and dropout_rate(args, kwargs) > 0.0:
             self.trace.dropouts.append(name)
         if func in OTHER_CONVOLUTIONS:
             self.trace.transposed = True
@@ -208,7 +208,8 @@ class Recorder(TorchFunctionMode):
         return output
 
 
-def _rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+def dropout_rate(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The p of a call of a dropout."""
     rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
     return float(rate)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
 
-from .cells import CellPlan, recognise
-from .loops import recognise_loop, recognise_sequence
-from .observed import guesses, is_torchs_own, looks_like_one, observe
+from .cells import CellPlan, confirm_cell, recognise
+from .loops import confirm_sequence, recognise_loop, recognise_sequence
+from .observed import guesses, is_torchs_own, looks_like_one, observe, takes_a_dict
 from .report import Kept, Replaced, Report
 from .sequences import SequencePlan
 from .swapped import is_swapped, swap
-from .trace import Refused
+from .trace import Refused, named_tensors
 
 TELLING = 3  # a reason of this depth is news: convolutions of x and a state were seen
+CALLED = 1  # a reason of this depth, or less: it could not be called
 LOOP = "cells fused; the loop over time stays"
 Shape = tuple[int, ...] | None
 
@@ -66,26 +68,45 @@ def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) ->
     looping = any(is_swapped(m) for m in module.modules())
     try:
         _refuse_hooks(module)
-        plan = recognise_sequence(scratch, seen) if looping else _cell_or_loop(scratch, seen)
+        plan = _plan(scratch, seen, looping)
     except Refused as reason:
         if looping:
             return Kept(name, kind, f"{LOOP}: {reason}") if reason.depth else None
+        if reason.depth <= CALLED and takes_a_dict(module):
+            return Kept(name, kind, "its state is a dict: expected a tuple, a list, or two tensors")
         return Kept(name, kind, str(reason)) if reason.depth >= TELLING or looks_like_one(module) else None
-    notes = () if looping else _notes(module, plan)
+    notes = () if looping else _notes(module, scratch, plan)
+    notes += _unfused_calls(module, plan, looping)
     for each in {module, scratch}:
         swap(each, plan)
     return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", notes)
 
 
-def _cell_or_loop(module: nn.Module, seen: Shape) -> CellPlan | SequencePlan:
+def _plan(module: nn.Module, seen: Shape, looping: bool) -> CellPlan | SequencePlan:
+    """Proven on small images, and confirmed at the example's; proven there, if it takes no others. Raises Refused."""
+    recognise_any = recognise_sequence if looping else _cell_or_loop
+    try:
+        plan = recognise_any(module, seen)
+        if isinstance(plan, CellPlan) and seen:
+            confirm_cell(module, plan, seen)
+        elif isinstance(plan, SequencePlan) and seen:
+            confirm_sequence(module, plan, seen)
+        return plan
+    except Refused as reason:
+        if seen is None or (reason.depth > CALLED and not looping):  # a loop's cells may refuse another size later
+            raise
+        return recognise_any(module, seen, exact=True)
+
+
+def _cell_or_loop(module: nn.Module, seen: Shape, exact: bool = False) -> CellPlan | SequencePlan:
     """Raises Refused with the reason of the attempt that got further."""
     if any(isinstance(m, nn.Conv3d) for m in module.modules()):
         raise Refused("its convolutions have three dimensions, expected 1 or 2", 0)
     try:
-        return recognise(module, seen)
+        return recognise(module, seen, exact)
     except Refused as cell:
         try:
-            return recognise_loop(module, seen)
+            return recognise_loop(module, seen, exact)
         except Refused as loop:
             raise max(cell, loop, key=lambda reason: reason.depth) from None
 
@@ -97,11 +118,30 @@ def _refuse_hooks(module: nn.Module) -> None:
             raise Refused(f"hooks on {name}, which a fused step would not run", 9)
 
 
-def _notes(module: nn.Module, plan: CellPlan | SequencePlan) -> tuple[str, ...]:
+def _notes(module: nn.Module, scratch: nn.Module, plan: CellPlan | SequencePlan) -> tuple[str, ...]:
+    """What the tensors are for, that the plan was made of and that the module has."""
     recipes = [plan.recipe] if isinstance(plan, CellPlan) else [layer.recipe for layer in plan.layers]
     tensors = {name for recipe in recipes for name in recipe.tensors}
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    dead = [name for name, _ in module.named_parameters() if name not in tensors]
+    parameters = {name for name, _ in scratch.named_parameters(remove_duplicate=False)}
     plain = sorted(tensors - parameters)
-    notes = [f"no parameters, so never trained: {', '.join(plain)}"] if plain else []
-    return (*notes, f"never used: {', '.join(dead)}") if dead else tuple(notes)
+    dead = [name for name, _ in module.named_parameters() if name not in tensors]
+    late = sorted(tensors - set(named_tensors(module)))
+    each = (("no parameters, so never trained", plain), ("never used", dead), ("not fused until a call has made", late))
+    return tuple(f"{what}: {', '.join(names)}" for what, names in each if names)
+
+
+def _unfused_calls(module: nn.Module, plan: CellPlan | SequencePlan, looping: bool) -> tuple[str, ...]:
+    """The ways of calling that take the module's own forward, as far as its signature tells."""
+    absent = [n for n, p in inspect.signature(module.forward).parameters.items() if p.default is None]
+    if isinstance(plan, CellPlan):
+        state = set(absent) & set(plan.arguments.state) and not plan.starts_at_zero
+        ways = ["without a state"] if state else []
+        x = plan.arguments.x
+    else:
+        given = [n for n in (*plan.form.absent, *absent) if n not in (plan.form.x, *plan.form.lengths)]
+        ways = [f"with {', '.join(dict.fromkeys(given))}"] if given else []
+        ways += [f"with another {name} than the number of frames" for name in plan.form.lengths]
+        x = plan.form.x
+    ways += [f"without {x}"] if x in absent else []
+    own = "the loop over fused cells" if looping else "its own forward"
+    return (f"calls {' or '.join(ways)} take {own}",) if ways else ()
