@@ -159,6 +159,16 @@ def test_a_cell_with_a_corner_is_left_alone(name):
     assert type(model) is cls
 
 
+def limited(c: torch.Tensor) -> torch.Tensor:
+    return c.clamp(-5000.0, 5000.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_code_is_seen_in_autograds_graph():
+    report = convert(changed(kept=torch.jit.script(limited))(), verbose=False)
+    assert [k.reason for k in report.kept] == ["its forward calls clamp, which a ConvLSTM does not"]
+
+
 # ------------------------------------------------------------------------------------------ what explains itself
 class Threshold(Hard):
     def sigma(self, z):
