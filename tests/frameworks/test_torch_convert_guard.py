@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: E402
 from models import SIZE, C, I, Pair  # noqa: E402
 from torch import nn  # noqa: E402
 
-from fusecell.torch.conversion import convert, fused  # noqa: E402
+from fusecell.torch.conversion import cells, convert, fused  # noqa: E402
 
 torch.set_num_threads(1)
 B = 2
@@ -157,6 +157,16 @@ def test_a_cell_with_a_corner_is_left_alone(name):
     (kept,) = report.kept
     assert re.search(reason, kept.reason), kept.reason
     assert type(model) is cls
+
+
+def limited(c: torch.Tensor) -> torch.Tensor:
+    return c.clamp(-5000.0, 5000.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_code_is_seen_in_autograds_graph():
+    report = convert(changed(kept=torch.jit.script(limited))(), verbose=False)
+    assert [k.reason for k in report.kept] == ["its forward calls clamp, which a ConvLSTM does not"]
 
 
 # ------------------------------------------------------------------------------------------ what explains itself
@@ -341,6 +351,12 @@ def test_whatever_a_converted_copy_raises_is_a_reason(monkeypatch):
 
     monkeypatch.setattr(fused, "_conv_lstm", fails)
     assert convert(Cell(), verbose=False).kept[0].reason == "a converted copy raised ArithmeticError: no luck"
+
+
+def test_a_copy_that_falls_back_to_its_own_forward_proves_nothing(monkeypatch):
+    monkeypatch.setattr(cells, "hooked", lambda module: True)
+    (kept,) = convert(Cell(), verbose=False).kept
+    assert kept.reason.startswith("its fused form does not take the call")
 
 
 def test_a_state_that_is_none_on_purpose(monkeypatch):

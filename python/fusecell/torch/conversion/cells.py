@@ -131,10 +131,7 @@ def _images(module: nn.Module, axes: int, channels: int) -> tuple[tuple[int, ...
 
 # ---------------------------------------------------------------------------------------------- recognition
 def recognise(module: nn.Module, seen: tuple[int, ...] | None = None, exact: bool = False) -> CellPlan:
-    """The plan of a cell; seen: the shape of an x it was called with; exact: as sizes'.
-
-    Raises the Refused that got furthest.
-    """
+    """The plan of a cell; seen: the shape of an x it was called with; exact: as sizes'. Raises the deepest Refused."""
     probed = [
         (arguments, size, image)
         for size in sizes(module, None if seen is None else seen[1:], exact)

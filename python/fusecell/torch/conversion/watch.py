@@ -55,6 +55,10 @@ ALWAYS = LINEAR | VIEWS | CONSTANTS
 CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"}
 FINITE, REDUCED = {"isnan", "isfinite", "isinf"}, {"any", "all", "logical_not", "invert"}
 
+CUTS = _names("""
+    clamp clampmin clampmax hardtanh threshold relu where nantonum maskedfill minimum maximum max min round floor ceil
+    trunc fmod remainder fakequantize
+""")
 CLAMPS = {"clamp", "clip", "clamp_min", "clamp_max"}
 HARD = CLAMPS | {"hardsigmoid", "hardtanh", "relu6", "relu", "threshold"}
 CORNERED: dict[str, tuple[set[str], set[float]]] = {
@@ -88,6 +92,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.cornered = cornered
         self.unexplained: list[tuple[str, Any]] = []  # a name, and the node of autograd that the call made, if one
+        self.seen: set[Any] = set()  # the nodes of all that was called
         self.data: list[Tensor] = []  # what `x.data` gave: often it is asked for its size alone
         self.checks: list[Tensor] = []  # whether all is finite, as an assert asks
         self.asked = False
@@ -98,6 +103,7 @@ class Watch(TorchFunctionMode):
         """Called in place of each of torch's functions."""
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
+        self.seen.add(getattr(output, "grad_fn", None))
         name = func.__name__.strip("_")
         attribute = name in ("get", "set")
         name = func.__self__.__name__ if attribute else name
@@ -114,11 +120,12 @@ class Watch(TorchFunctionMode):
             self.unexplained.append((name, getattr(output, "grad_fn", None)))
         return output
 
-    def reasons(self, outputs: list[Any]) -> list[str]:
+    def reasons(self, outputs: list[Any], inputs: list[Any]) -> list[str]:
         """The names of what the outputs may depend on; a call whose result autograd knows not to be in them is none."""
-        nodes = _nodes([t.grad_fn for t in outputs if isinstance(t, Tensor)])
+        nodes = _nodes(outputs) - _nodes(inputs)
         names = [name for name, node in self.unexplained if node is None or node in nodes]
         names += ["data" for output in outputs if any(output is data for data in self.data)]
+        names += [name for node in nodes - self.seen if (name := _operation(node)) in CUTS]  # scripted code is not seen
         names += [f.__name__ for f in _functions(nodes) if not f.__module__.startswith(("torch.", "fusecell."))]
         return list(dict.fromkeys(names))
 
@@ -150,15 +157,20 @@ def _zeros(input: Tensor, pad: Any, mode: str = "constant", value: float | None 
     return mode == "constant" and not value
 
 
-def _nodes(first: list[Any]) -> set[Any]:
-    """All nodes of autograd's graph behind these."""
-    found, waiting = set(), first
+def _nodes(values: list[Any]) -> set[Any]:
+    """All nodes of autograd's graph behind the tensors among these."""
+    found, waiting = set(), [t.grad_fn for t in values if isinstance(t, Tensor)]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in found:
             found.add(node)
             waiting += [behind for behind, _ in node.next_functions]
     return found
+
+
+def _operation(node: Any) -> str:
+    """A node's operation, in lower case: "clampmin" of a ClampMinBackward0."""
+    return str(type(node).__name__).partition("Backward")[0].lower()
 
 
 def _functions(nodes: set[Any]) -> list[Any]:
@@ -197,7 +209,7 @@ def watch(module: nn.Module, activations: set[str]) -> None:
         before, mode = _attributes(module), Watch(cornered)
         with mode:
             output = forward(*args, **kwargs)
-        _refuse(mode.reasons(leaves(output)), before, _attributes(module))
+        _refuse(mode.reasons(leaves(output), leaves((args, kwargs))), before, _attributes(module))
         if mode.asked:
             _refuse_mended(forward, args, kwargs)
         return output
