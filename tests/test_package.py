@@ -73,3 +73,13 @@ def test_poison_mode_poisons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (_dispatch.empty((100,), np.uint8, _dispatch.Place()) == 255).all()
     code = "from fusecell import _dispatch; assert _dispatch.POISON"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "FUSECELL_POISON": "1"})
+
+
+def test_without_pytorch_its_adapter_says_what_to_install() -> None:
+    code = (
+        "import importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest); import fusecell.torch"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "MissingExtraError: fusecell.torch needs torch: pip install torch" in done.stderr

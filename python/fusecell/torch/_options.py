@@ -59,22 +59,26 @@ def output_extent(extent: Any, kernel: int, axis: int, options: Mapping[str, Any
 
 
 # ------------------------------------------------------------------------------------------------------ text and back
+# To be counted up when outputs come to lie otherwise in memory: torch.compile keeps graphs on disk, knows them by their
+# operators' arguments, and would take one that an older fusecell made.
+_LAYOUT = "layout=1"
 _PAIRS = {"stride", "dilation", "pad_h", "pad_w"}
 _NUMBERS = {"slope", "relu_at_zero", "zoneout_h", "zoneout_c"}
 
 
 def as_text(options: Options) -> str:
     """All options in one line: name=value name=first,second"""
-    return " ".join(
+    items = (
         f"{name}={value[0]},{value[1]}" if isinstance(value, tuple) else f"{name}={value}"
         for name, value in options.items()
     )
+    return " ".join((*items, _LAYOUT))
 
 
 @functools.lru_cache(maxsize=1024)
 def parsed(text: str) -> Options:
     """The options that `as_text` wrote. Not to be changed: the same dict comes back for the same text."""
-    return dict(_item(*item.split("=", 1)) for item in text.split(" "))
+    return dict(_item(*item.split("=", 1)) for item in text.split(" ") if item != _LAYOUT)
 
 
 def _item(name: str, value: str) -> tuple[str, Any]:
