@@ -1,6 +1,6 @@
-// The ConvLSTM sequence backward. Per step, and per group of samples whose dz fits the second-level cache: the gate
-// adjoint, then the weights' gradients and the two convolutions backwards. So dz never reaches main memory, and scratch
-// memory does not grow with the batch.
+// The ConvLSTM sequence backward. Per step, and per group of samples whose dz fits the second-level cache (one sample
+// where it is larger): the gate adjoint, then the weights' gradients and the two convolutions backwards. Of the scratch
+// memory only the running gradients of the state grow with the batch.
 
 #include <algorithm>
 #include <vector>

@@ -215,10 +215,11 @@ def test_only_what_is_needed_is_computed(monkeypatch):
     asked = []
     original = _memory.run
 
-    def record(op, device, given, core, key, others, *, backward=False):
-        if backward:
-            asked.append({name for name in others if name.startswith("d") and name not in ("dy", "dh_n", "dc_n")})
-        original(op, device, given, core, key, others, backward=backward)
+    def record(function, device, tensors, *rest):
+        if function == "conv_lstm_backward":
+            gradients = {name for name in tensors if name.startswith("d")}
+            asked.append(gradients - {"dy", "dh_n", "dc_n", "dropout_mask"})
+        original(function, device, tensors, *rest)
 
     monkeypatch.setattr(_memory, "run", record)
     arguments = cell_arguments()
@@ -275,9 +276,9 @@ def test_the_kernels_read_and_write_the_callers_memory(monkeypatch, batch_first,
     places = {}
     original = _memory.run
 
-    def record(op, device, given, core, key, others, **keywords):
-        places.update({name: described[0] for name, described in {**given, **others}.items()})
-        original(op, device, given, core, key, others, **keywords)
+    def record(function, device, tensors, *rest):
+        places.update({name: described[0] for name, described in tensors.items()})
+        original(function, device, tensors, *rest)
 
     monkeypatch.setattr(_memory, "run", record)
     module = ft.ConvLSTM2d(I, C, 3, batch_first=batch_first)

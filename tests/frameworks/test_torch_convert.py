@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import models  # noqa: E402
 
-from fusecell.torch.conversion import convert, fused  # noqa: E402
+from fusecell.torch.conversion import convert  # noqa: E402
 
 torch.set_num_threads(1)
 T, B = 3, 2
@@ -73,20 +73,6 @@ def close(a, b, tolerance):
     assert a.shape == b.shape
     assert a.dtype == b.dtype
     assert (a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max()))
-
-
-@pytest.fixture
-def fused_calls(monkeypatch):
-    """The shapes of x in each call of the fused op."""
-    calls = []
-    original = fused._conv_lstm
-
-    def counted(x, *args, **kwargs):
-        calls.append(tuple(x.shape))
-        return original(x, *args, **kwargs)
-
-    monkeypatch.setattr(fused, "_conv_lstm", counted)
-    return calls
 
 
 @pytest.fixture(params=models.CELLS, ids=lambda cls: cls.__name__)

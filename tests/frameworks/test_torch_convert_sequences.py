@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import models  # noqa: E402
 
-from fusecell.torch.conversion import convert, fused, to_plain  # noqa: E402
+from fusecell.torch.conversion import convert, to_plain  # noqa: E402
 from fusecell.torch.conversion.calls import leaves  # noqa: E402
 
 torch.set_num_threads(1)
@@ -63,20 +63,6 @@ def close(got, expected, tolerance=1e-10):
     for a, b in zip([*leaves(output), *gradients], [*leaves(wanted), *wanted_gradients], strict=True):
         assert a.dtype == b.dtype
         assert (a - b).detach().abs().max() <= tolerance * max(1.0, float(b.detach().abs().max()))
-
-
-@pytest.fixture
-def fused_calls(monkeypatch):
-    """The shapes of x in each call of the fused op."""
-    calls = []
-    original = fused._conv_lstm
-
-    def counted(x, *args, **kwargs):
-        calls.append(tuple(x.shape))
-        return original(x, *args, **kwargs)
-
-    monkeypatch.setattr(fused, "_conv_lstm", counted)
-    return calls
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])

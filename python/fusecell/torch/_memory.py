@@ -20,7 +20,6 @@ _NAMES = {
     torch.int64: "int64",
     torch.uint8: "uint8",
 }
-DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 Descriptors = dict[str, tuple[Any, ...]]
 
@@ -77,17 +76,13 @@ def _plans(module: ModuleType, function: str, workers: int) -> dict[Any, dict[st
 _MOST_PLANS = 4096  # of one function: shapes that change at every call must not fill the memory
 
 
-def plan(op: str, device: torch.device, given: Descriptors, options: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What the core says of a call forward: shapes of outputs, bytes of scratch. Remembered by shapes and `key`.
+def plan(
+    op: str, device: torch.device, given: Descriptors, options: dict[str, Any], key: str, *, backward: bool = False
+) -> dict[str, Any]:
+    """What the core says of a call: shapes of outputs, bytes of scratch. Remembered by shapes and `key`.
 
     A hit skips the checks: the call itself makes them again. Raises ValueError, TypeError, MemoryError.
     """
-    return _plan(op, False, device, given, options, key)
-
-
-def _plan(
-    op: str, backward: bool, device: torch.device, given: Descriptors, options: Mapping[str, Any], key: str
-) -> dict[str, Any]:
     module, workers = module_of(device), _dispatch.get_num_threads()
     plans = _plans(module, f"{op}_backward" if backward else op, workers)
     full_key = (key, *((name, *described[1:]) for name, described in given.items()))
@@ -95,24 +90,13 @@ def _plan(
     if found is None:
         if len(plans) >= _MOST_PLANS:
             plans.clear()
-        found = plans[full_key] = getattr(module, f"{op}_plan")(given, dict(options), backward, workers)
+        found = plans[full_key] = getattr(module, f"{op}_plan")(given, options, backward, workers)
     return found
 
 
-def run(
-    op: str,
-    device: torch.device,
-    given: Descriptors,
-    options: Mapping[str, Any],
-    key: str,
-    others: Descriptors,
-    *,
-    backward: bool = False,
-) -> None:
-    """Run an op forward into the outputs among `others`, or backward with the gradients among them."""
-    needed = _plan(op, backward, device, given, options, key)["scratch"]
-    scratch = torch.empty(needed, dtype=torch.uint8, device=device) if needed else None
+def run(function: str, device: torch.device, tensors: Descriptors, options: dict[str, Any], scratch_bytes: int) -> None:
+    """Call one of the core's functions, <op>_forward or <op>_backward, with as much scratch memory as its plan says."""
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device) if scratch_bytes else None
     if scratch is not None and _dispatch.POISON:
         scratch.fill_(0xFF)
-    function = getattr(module_of(device), f"{op}_backward" if backward else f"{op}_forward")
-    function({**given, **others}, dict(options), launch_fields(device, scratch))
+    getattr(module_of(device), function)(tensors, options, launch_fields(device, scratch))

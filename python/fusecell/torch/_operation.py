@@ -120,7 +120,8 @@ class Operation(ABC):
         plan = _memory.plan(self.name, device, described, core, options)
         outputs = self.allocate(given, self.shapes(given, plan), save)
         wanted = {name: t for name, t in zip(self.outputs, outputs, strict=True) if not _is_nothing(t)}
-        _memory.run(self.name, device, described, core, options, _memory.describe_outputs(wanted))
+        tensors = {**described, **_memory.describe_outputs(wanted)}
+        _memory.run(f"{self.name}_forward", device, tensors, core, plan["scratch"])
         return outputs
 
     def _fake(self, *args: Any) -> Tensors:
@@ -137,7 +138,7 @@ class Operation(ABC):
         return tuple(d if needed and name in self.wide else d.to(first.dtype) for name, needed, d in results)
 
     def _run_backward(self, given: Given, options: str, needs: list[bool]) -> Tensors:
-        device = self._device(given)
+        device, core = self._device(given), parsed(options)
         given = self._placed({name: None if name in self.saved and _is_nothing(t) else t for name, t in given.items()})
         gradients = self._gradients(given, needs)
         results = {f"d{name}": d for name, d, needed in zip(self.inputs, gradients, needs, strict=True) if needed}
@@ -146,8 +147,9 @@ class Operation(ABC):
         inputs = _memory.describe_all({name: given[name] for name in (*self.names, *self.saved)}, device)
         others = _memory.describe_all({name: given[name] for name in self.sent}, device)
         others |= _memory.describe_outputs(results)
-        others = {self.core_names.get(name, name): described for name, described in others.items()}
-        _memory.run(self.name, device, inputs, parsed(options), options, others, backward=True)
+        tensors = {**inputs, **{self.core_names.get(name, name): described for name, described in others.items()}}
+        plan = _memory.plan(self.name, device, inputs, core, options, backward=True)
+        _memory.run(f"{self.name}_backward", device, tensors, core, plan["scratch"])
         return gradients
 
     def _gradients(self, given: Given, needs: list[bool]) -> Tensors:

@@ -16,9 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GATES = "ifgo"
-PEEPHOLES = "ifo"
-
 
 @dataclass(frozen=True)
 class Block:
