@@ -81,6 +81,36 @@ def test_what_a_loop_of_cells_keeps_for_backward(recompute, most):
     assert ONE < sum(kept.values()) <= most * ONE
 
 
+class Cell(torch.nn.Module):
+    """A cell by hand; its weights stand as fusecell's, so that converting makes nothing new of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_x = torch.nn.Conv2d(I, 4 * C, 3, padding=1)
+        self.of_h = torch.nn.Conv2d(C, 4 * C, 3, padding=1, bias=False)
+
+    def forward(self, x, state):
+        h, c = state
+        i, f, g, o = (self.of_x(x) + self.of_h(h)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def test_what_a_loop_of_converted_cells_keeps_for_backward():
+    cell = Cell()
+    assert ft.convert(cell, verbose=False).replaced
+    arguments = {name: t for name, t in sequence().items() if name in ("x", "hx")}
+
+    def run(x, hx, **parameters):
+        for frame in x:
+            hx = cell(frame, hx)
+        return hx, hx
+
+    kept, _ = saved_by(run, {**arguments, **dict(cell.named_parameters())})
+    biases = T * 4 * C  # put together anew in each step
+    assert ONE < sum(kept.values()) <= 6 * ONE + biases
+
+
 @pytest.mark.parametrize("run", [ft.conv_lstm, steps_of_cells], ids=["sequence", "cells"])
 def test_nothing_is_kept_where_no_gradient_is_wanted(run):
     for mode in (torch.no_grad, torch.inference_mode):

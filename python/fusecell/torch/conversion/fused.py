@@ -26,15 +26,15 @@ def conv_lstm(
 
 def conv_lstm_step(recipe: Recipe, module: nn.Module, x: Tensor, state: State | None) -> dict[str, Tensor]:
     """One step, x [B, Cin, (H,) W]: the new h and c by name, in the dtypes of the state that came, or else in x's."""
-    _, h, c = conv_lstm(recipe, module, x[None], state)
+    y, _, c = conv_lstm(recipe, module, x[None], state)  # y, and not h_n: it is what backward keeps
     dtypes = (x.dtype, x.dtype) if state is None else (state[0].dtype, state[1].dtype)
-    return {"h": h.to(dtypes[0]), "c": c.to(dtypes[1])}
+    return {"h": y[0].to(dtypes[0]), "c": c.to(dtypes[1])}
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether a submodule has hooks, which a fused forward would not run."""
-    return any(
-        child is not module
-        and bool(child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
-        for child in module.modules()
-    )
+def hooked(module: nn.Module) -> str:
+    """The name of a submodule that has hooks, which a fused forward would not run; "" if there is none."""
+    for name, child in module.named_modules():
+        hooks = child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks
+        if name and hooks:
+            return name
+    return ""

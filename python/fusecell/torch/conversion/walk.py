@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .cells import CellPlan, confirm_cell, recognise
+from .fused import hooked
 from .loops import confirm_sequence, recognise_loop, recognise_sequence
 from .observed import guesses, is_torchs_own, looks_like_one, observe, takes_a_dict
 from .report import Kept, Replaced, Report
@@ -67,7 +68,8 @@ def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) ->
         return None
     looping = any(is_swapped(m) for m in module.modules())
     try:
-        _refuse_hooks(module)
+        if child := hooked(module):
+            raise Refused(f"hooks on {child}, which a fused step would not run", 9)
         plan = _plan(scratch, seen, looping)
     except Refused as reason:
         if looping:
@@ -109,13 +111,6 @@ def _cell_or_loop(module: nn.Module, seen: Shape, exact: bool = False) -> CellPl
             return recognise_loop(module, seen, exact)
         except Refused as loop:
             raise max(cell, loop, key=lambda reason: reason.depth) from None
-
-
-def _refuse_hooks(module: nn.Module) -> None:
-    for name, child in module.named_modules():
-        hooks = (child._forward_hooks, child._forward_pre_hooks, child._backward_hooks, child._backward_pre_hooks)
-        if name and any(hooks):
-            raise Refused(f"hooks on {name}, which a fused step would not run", 9)
 
 
 def _notes(module: nn.Module, scratch: nn.Module, plan: CellPlan | SequencePlan) -> tuple[str, ...]:
