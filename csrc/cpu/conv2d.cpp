@@ -1,117 +1,104 @@
 // A convolution with its bias, forward and backward: the layers around a ConvLSTM need one, and it is the same engine.
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "base/dtype.h"
-#include "cpu/convolution.h"
+#include "cpu/algorithms.h"
 #include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
 
-template <class S>
-struct ForwardPlan {
-  const Kernels<S>& kernels = cpu::kernels().get<S>();
-  Packing in;
-  Blocks blocks;
-  int64_t count;
-  int64_t* offset;
-  S *weights, *packed, *z;
+// Of the sources, or what Winograd makes of them: a part of the third-level cache.
+constexpr int64_t kGroupBytes = 10 << 20;
 
-  ForwardPlan(const Conv2dShape& shape, Arena& arena, int workers) {
-    const ConvolutionShape& conv = shape.conv;
-    in = input_packing(conv, common_pitch({&conv}));
-    blocks = {shape.batch, conv.out_channels, 0, conv.out[0], conv.out[1], in.pitch};
-    count = conv.in_channels * conv.taps();
-    offset = arena.take<int64_t>(count);
-    weights = arena.take<S>(round_up(conv.out_channels, kernels.mr) * count);
-    packed = arena.take<S>(checked_product("scratch", {shape.batch, in.image()}));
-    z = arena.take<S>(blocks.z_size() * workers);
+template <class S>
+struct Plan {
+  int64_t group;  // samples that are computed together
+  std::unique_ptr<Convolutions<S>> convolution;
+
+  Plan(const Conv2dShape& shape, const Wanted& wanted, Arena& arena, int workers)
+      : group(samples_at_once<S>(shape.conv, shape.winograd, shape.batch,
+                                 std::max(shape.conv.in_channels, shape.conv.out_channels), kGroupBytes)),
+        convolution(make_convolutions<S>({{shape.conv}, group, 1, shape.winograd}, wanted, arena, workers)) {}
+
+  std::vector<uint8_t> active(int64_t first, int64_t batch) const {
+    std::vector<uint8_t> list(static_cast<size_t>(group));
+    std::fill_n(list.begin(), std::min(group, batch - first), uint8_t(1));
+    return list;
   }
 };
 
-template <class S>
-struct BackwardPlan {
-  const Kernels<S>& kernels = cpu::kernels().get<S>();
-  Packing in, gradient;
-  InputGradient<S> input_gradient;
-  int64_t* offset;
-  S *packed, *dz, *z;
+// Scratch memory is asked for before it is known which gradients are wanted.
+constexpr Wanted kAllGradients = {
+    .gradient = true, .weight_gradients = {true, false}, .input_gradients = {true, false}};
 
-  BackwardPlan(const Conv2dShape& shape, Arena& arena, int workers)
-      : in(input_packing(shape.conv, common_pitch({&shape.conv}))),
-        gradient(gradient_packing({&shape.conv}, in.pitch)),
-        input_gradient(shape.conv, gradient) {
-    offset = arena.take<int64_t>(shape.conv.in_channels * shape.conv.taps());
-    input_gradient.take(arena, kernels.mr);
-    packed = arena.take<S>(checked_product("scratch", {shape.batch, in.image()}));
-    dz = arena.take<S>(checked_product("scratch", {shape.batch, gradient.image()}));
-    z = arena.take<S>(input_gradient.z_size() * workers);
-  }
-};
+inline Wanted wanted_of(const Conv2dBackward& args) {
+  return {
+      .gradient = true, .weight_gradients = {args.dweight.present, false}, .input_gradients = {args.dx.present, false}};
+}
 
 template <class S>
 void forward(const Conv2dForward& args, const Conv2dShape& shape, void* scratch, int workers) {
   Arena arena(scratch);
-  const ForwardPlan<S> plan(shape, arena, workers);
+  const Plan<S> plan(shape, {.outputs = true}, arena, workers);
   const ConvolutionShape& conv = shape.conv;
-  const S *x = args.x.as<const S>(), *weight = args.weight.as<const S>(), *bias = args.bias.as<const S>();
-  fill_input_offsets(conv, plan.in, plan.offset);
-  pack_weights(
-      conv.out_channels, plan.count, plan.kernels.mr, 0, plan.count, workers,
-      [&](int64_t row) { return weight + row * plan.count; }, [](int64_t k) { return k; }, plan.weights);
-  const std::vector<uint8_t> active(static_cast<size_t>(shape.batch), 1);
-  const auto frames = contiguous_frames(x, shape.batch, conv.in_channels, conv.in_pixels());
-  pack<S>(plan.in, active, [&](int64_t b) { return frames.image(b); }, nullptr, workers, plan.packed);
-  parallel_for(plan.blocks.tasks(), workers, [&](int64_t task, int worker) {
-    const Block block = block_of_task(plan.blocks, task);
-    S* z = plan.z + worker * plan.blocks.z_size();
-    const Source<S> source = {plan.packed + block.b * plan.in.image(), plan.offset, plan.count};
-    plan.kernels.correlate(tile_of_block(block, plan.in.pitch, source, {}, plan.weights, z));
-    for (int64_t m = block.m0; m < block.m1; ++m) {
-      const S b = bias ? bias[m] : S(0);
-      const S* from = z + (m - block.m0) * block.pixels();
-      S* to = args.y.as<S>() + (block.b * conv.out_channels + m) * conv.out_pixels() + block.row0 * conv.out[1] +
-              block.column0;
-      for (int64_t p = 0; p < block.pixels(); ++p) to[p] = from[p] + b;
+  const S* bias = args.bias.as<const S>();
+  const auto x = contiguous_frames(args.x.as<const S>(), shape.batch, conv.in_channels, conv.in_pixels());
+  const auto y = contiguous_frames(args.y.as<S>(), shape.batch, conv.out_channels, conv.out_pixels());
+  plan.convolution->prepare({args.weight.as<const S>(), nullptr}, {nullptr, nullptr});
+  for (int64_t first = 0; first < shape.batch; first += plan.group) {
+    const std::vector<uint8_t> active = plan.active(first, shape.batch);
+    plan.convolution->read(0, active, [&](int64_t b) { return x.image(first + b); }, nullptr);
+    plan.convolution->outputs(active, [&](const Block& block, const S* z, int64_t pitch) {
+      for (int64_t m = block.m0; m < block.m1; ++m) {
+        const S b = bias ? bias[m] : S(0);
+        const S* from = z + (m - block.m0) * pitch;
+        S* to = y.image(first + block.b).at(m, block.row0 * conv.out[1] + block.column0).data;
+        for (int64_t p = 0; p < block.pixels(); ++p) to[p] = from[p] + b;
+      }
+    });
+  }
+}
+
+template <class S>
+void add_up_bias(const Conv2dBackward& args, const Conv2dShape& shape, const Frames<const S>& dy, int workers) {
+  const Kernels<S>& kernels = cpu::kernels().get<S>();
+  parallel_for(shape.conv.out_channels, workers, [&](int64_t channel, int) {
+    double sum = 0;
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      sum += kernels.sum(shape.conv.out_pixels(), dy.image(b).at(channel, 0).data);
     }
+    args.dbias.as<S>()[channel] = static_cast<S>(sum);
   });
 }
 
 template <class S>
 void backward(const Conv2dBackward& args, const Conv2dShape& shape, void* scratch, int workers) {
   Arena arena(scratch);
-  BackwardPlan<S> plan(shape, arena, workers);
+  const Wanted wanted = wanted_of(args);
+  const Plan<S> plan(shape, wanted, arena, workers);
+  Convolutions<S>& convolution = *plan.convolution;
   const ConvolutionShape& conv = shape.conv;
   const auto x = contiguous_frames(args.x.as<const S>(), shape.batch, conv.in_channels, conv.in_pixels());
   const auto dy = contiguous_frames(args.dy.as<const S>(), shape.batch, conv.out_channels, conv.out_pixels());
   const auto dx = contiguous_frames(args.dx.as<S>(), shape.batch, conv.in_channels, conv.in_pixels());
-  const std::vector<uint8_t> active(static_cast<size_t>(shape.batch), 1);
-  if (args.dx.present || args.dweight.present) {
-    pack<S>(plan.gradient, active, [&](int64_t b) { return dy.image(b); }, nullptr, workers, plan.dz);
+  convolution.prepare({args.weight.as<const S>(), nullptr}, {args.dweight.as<S>(), nullptr});
+  for (int64_t first = 0; first < shape.batch && (args.dx.present || args.dweight.present); first += plan.group) {
+    const std::vector<uint8_t> active = plan.active(first, shape.batch);
+    pack<S>(
+        convolution.gradient_packing(), active, [&](int64_t b) { return dy.image(first + b); }, nullptr, workers,
+        convolution.gradient());
+    if (args.dweight.present) {
+      convolution.read(0, active, [&](int64_t b) { return x.image(first + b); }, nullptr);
+      convolution.add_weight_gradients(active);
+    }
+    convolution.input_gradients(active, {{dx.from_sample(first)}, {}});
   }
-  if (args.dx.present) {
-    plan.input_gradient.prepare(args.weight.as<const S>(), plan.kernels.mr, workers);
-    plan.input_gradient.run(plan.kernels, plan.dz, active, nullptr, false, workers, plan.z,
-                            plan.input_gradient.z_size(), dx);
-  }
-  if (args.dweight.present) {
-    fill_input_offsets(conv, plan.in, plan.offset);
-    pack<S>(plan.in, active, [&](int64_t b) { return x.image(b); }, nullptr, workers, plan.packed);
-    S* dweight = args.dweight.as<S>();
-    std::fill(dweight, dweight + args.dweight.size(), S(0));
-    add_weight_gradient(plan.kernels, conv, plan.in, plan.packed, plan.offset, plan.gradient, plan.dz, active, workers,
-                        dweight);
-  }
-  if (args.dbias.present) {
-    parallel_for(conv.out_channels, workers, [&](int64_t channel, int) {
-      double sum = 0;
-      for (int64_t b = 0; b < shape.batch; ++b) {
-        sum += plan.kernels.sum(conv.out_pixels(), dy.image(b).at(channel, 0).data);
-      }
-      args.dbias.as<S>()[channel] = static_cast<S>(sum);
-    });
-  }
+  convolution.finish_weight_gradients();
+  if (args.dbias.present) add_up_bias(args, shape, dy, workers);
 }
 
 }  // namespace
@@ -123,7 +110,7 @@ namespace fusecell::backend {
 int64_t conv2d_forward_scratch(const Conv2dForward& /*args*/, const Conv2dShape& shape, int workers) {
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    cpu::ForwardPlan<decltype(s)>(shape, arena, workers);
+    cpu::Plan<decltype(s)>(shape, {.outputs = true}, arena, workers);
     return arena.bytes();
   });
 }
@@ -131,7 +118,7 @@ int64_t conv2d_forward_scratch(const Conv2dForward& /*args*/, const Conv2dShape&
 int64_t conv2d_backward_scratch(const Conv2dForward& /*args*/, const Conv2dShape& shape, int workers) {
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    cpu::BackwardPlan<decltype(s)>(shape, arena, workers);
+    cpu::Plan<decltype(s)>(shape, cpu::kAllGradients, arena, workers);
     return arena.bytes();
   });
 }

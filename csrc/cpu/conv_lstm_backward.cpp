@@ -3,54 +3,62 @@
 // memory only the running gradients of the state grow with the batch.
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "base/dtype.h"
+#include "cpu/algorithms.h"
 #include "cpu/conv_lstm_step.h"
 #include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
 
-constexpr int64_t kGroupBytes = 1 << 20;  // of dz
+// Of dz: a part of the second-level cache; of what Winograd makes of it: a part of the third.
+constexpr int64_t kGroupBytes = 1 << 20, kWinogradGroupBytes = 10 << 20;
 
-// The problem of one group: the same for any number of threads.
 template <class S>
 ConvLstmShape group_of(const ConvLstmShape& shape) {
-  const int64_t bytes = 4 * shape.channels * shape.pixels() * static_cast<int64_t>(sizeof(S));
   ConvLstmShape group = shape;
-  group.batch = std::min(shape.batch, std::max<int64_t>(kGroupBytes / bytes, 1));
+  group.batch = samples_at_once<S>(shape.input, shape.winograd, shape.batch, 4 * shape.channels,
+                                   shape.winograd ? kWinogradGroupBytes : kGroupBytes);
   return group;
+}
+
+// Scratch memory is asked for before it is known which gradients are wanted.
+inline Wanted all_gradients(const ConvLstmForward& args) {
+  return {.outputs = !args.gates.present,
+          .gradient = true,
+          .weight_gradients = {true, true},
+          .input_gradients = {true, true}};
+}
+
+inline Wanted wanted_of(const ConvLstmBackward& args, const ConvLstmShape& shape) {
+  return {.outputs = !args.gates.present,
+          .gradient = true,
+          .weight_gradients = {args.dweight_ih.present, args.dweight_hh.present},
+          .input_gradients = {args.dx.present, shape.steps > 1 || args.dh_0.present}};
 }
 
 template <class S>
 struct BackwardPlan {
   const Kernels<S>& kernels = cpu::kernels().get<S>();
   const ConvLstmShape group;
-  StepForward<S> step_forward;  // to pack x_t and h', and to make the gates again where they were not saved
-  Packing gradient;
-  InputGradient<S> of_x, of_h;
+  const Wanted wanted;
+  std::unique_ptr<Convolutions<S>> convolutions;
   CellGradients<S> cell_gradients;
-  S* gates = nullptr;                     // of one step, where they were not saved
-  S *dz, *zeros, *carry_h, *carry_c, *z;  // dz: packed; carry: for the gradients of the state
-  int64_t z_stride;
+  S* gates = nullptr;            // of one step, where they were not saved
+  S *zeros, *carry_h, *carry_c;  // carry: for the gradients of the state
 
-  BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, Arena& arena, int workers)
+  BackwardPlan(const ConvLstmBackward& args, const ConvLstmShape& shape, const Wanted& asked, Arena& arena, int workers)
       : group(group_of<S>(shape)),
-        step_forward(group, arena, workers, !args.gates.present),
-        gradient(gradient_packing({&shape.input, &shape.recurrent}, step_forward.pitch())),
-        of_x(shape.input, gradient),
-        of_h(shape.recurrent, gradient),
+        wanted(asked),
+        convolutions(make_convolutions<S>(convolutions_of(group), wanted, arena, workers)),
         cell_gradients(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena) {
-    of_x.take(arena, kernels.mr);
-    of_h.take(arena, kernels.mr);
-    if (!args.gates.present) gates = arena.take<S>(4 * group.state_size());
-    dz = arena.take<S>(checked_product("scratch", {group.batch, gradient.image()}));
+    if (wanted.outputs) gates = arena.take<S>(4 * group.state_size());
     zeros = arena.take<S>(shape.channels * shape.pixels());
     carry_h = arena.take<S>(shape.state_size());
     carry_c = arena.take<S>(shape.state_size());
-    z_stride = std::max(of_x.z_size(), of_h.z_size());
-    z = arena.take<S>(z_stride * workers);
   }
 };
 
@@ -61,43 +69,28 @@ class Backward {
       : args_(args),
         shape_(shape),
         arena_(scratch),
-        plan_(args, shape, arena_, workers),
+        plan_(args, shape, wanted_of(args, shape), arena_, workers),
         cell_(cell_of<S>(args, shape)),
         timeline_(args, shape),
         workers_(workers) {}
 
   void run() {
-    plan_.step_forward.prepare(args_.weight_ih.as<const S>(), args_.weight_hh.as<const S>());
-    if (shape_.steps > 1 || args_.dh_0.present) {
-      plan_.of_h.prepare(args_.weight_hh.as<const S>(), plan_.kernels.mr, workers_);
-    }
-    if (args_.dx.present) plan_.of_x.prepare(args_.weight_ih.as<const S>(), plan_.kernels.mr, workers_);
+    plan_.convolutions->prepare({args_.weight_ih.as<const S>(), args_.weight_hh.as<const S>()},
+                                {args_.dweight_ih.as<S>(), args_.dweight_hh.as<S>()});
     std::fill_n(plan_.zeros, sample_, S(0));
-    std::fill_n(plan_.dz, group_ * plan_.gradient.image(), S(0));  // the borders stay so
-    for (const Tensor* dweight : {&args_.dweight_ih, &args_.dweight_hh}) {
-      if (dweight->present) std::fill_n(dweight->template as<S>(), dweight->size(), S(0));
-    }
     plan_.cell_gradients.clear();
     copy_state(shape_, args_.dh_n.frames<const S>(), workers_, carry_h_);
     copy_state(shape_, args_.dc_n.frames<const S>(), workers_, carry_c_);
     for (int64_t s = shape_.steps - 1; s >= 0; --s) {
       for (int64_t b = 0; b < shape_.batch; b += group_) run_group(s, b);
     }
+    plan_.convolutions->finish_weight_gradients();
     plan_.cell_gradients.finish();
     finish(shape_, carry_h_, workers_, args_.dh_0.frames<S>());
     finish(shape_, carry_c_, workers_, args_.dc_0.frames<S>());
   }
 
  private:
-  // The last group may have fewer samples than the others: those that are missing are not active.
-  std::vector<uint8_t> active(int64_t s, int64_t first) const {
-    std::vector<uint8_t> list(static_cast<size_t>(group_));
-    for (int64_t j = 0; j < group_ && first + j < shape_.batch; ++j) {
-      list[static_cast<size_t>(j)] = timeline_.active(s, first + j);
-    }
-    return list;
-  }
-
   // The state that a sample's step s started from. An inactive predecessor left the initial state alone.
   Image<const S> before(const Tensor& sequence, const Tensor& initial, int64_t s, int64_t b) const {
     if (b >= shape_.batch) return {};
@@ -111,7 +104,7 @@ class Backward {
     const int64_t t = timeline_.time(s), at = t * size_ + first * sample_;
     ForwardStep<S> step{};
     step.x = args_.x.frames<const S>().at_time(t).from_sample(first);
-    step.active = active(s, first);
+    step.active = timeline_.active(s, first, group_);
     step.zoneout_mask_h = at_or_null<const uint8_t>(args_.zoneout_mask_h, at);
     step.zoneout_mask_c = at_or_null<const uint8_t>(args_.zoneout_mask_c, at);
     for (int64_t b = first; b < first + group_; ++b) {
@@ -124,22 +117,16 @@ class Backward {
   void run_group(int64_t s, int64_t first) {
     ForwardStep<S> forward = forward_step(s, first);
     const S* dropout_mask = at_or_null<const S>(args_.dropout_mask, first * sample_);
-    const bool recompute = !args_.gates.present;
-    if (recompute || args_.dweight_ih.present || args_.dweight_hh.present) {
-      plan_.step_forward.pack_inputs(forward, dropout_mask);
+    if (plan_.wanted.outputs || plan_.wanted.any_weight_gradient()) {
+      read_sources(*plan_.convolutions, forward, dropout_mask);
     }
-    if (recompute) {
+    if (plan_.wanted.outputs) {
       forward.gates = plan_.gates;
-      plan_.step_forward.run(cell_, forward);
+      run_step(*plan_.convolutions, cell_, shape_.input.out[1], forward);
     }
     gates_adjoint(s, first, forward);
-    weight_gradients(forward.active);
-    const bool state_has_gradient = s > 0 ? !detaches(s) : args_.dh_0.present;
-    if (state_has_gradient) {
-      plan_.of_h.run(plan_.kernels, plan_.dz, forward.active, dropout_mask, true, workers_, plan_.z, plan_.z_stride,
-                     carry_h_.from_sample(first));
-    }
-    if (args_.dx.present) input_gradient(s, first, forward.active);
+    plan_.convolutions->add_weight_gradients(forward.active);
+    plan_.convolutions->input_gradients(forward.active, {of_x(s, first, forward.active), of_h(s, first, dropout_mask)});
   }
 
   bool detaches(int64_t s) const {
@@ -158,32 +145,26 @@ class Backward {
     step.dy = args_.dy.frames<const S>().at_time(t).from_sample(first);
     step.dh = carry_h_.from_sample(first);
     step.dc = carry_c_.from_sample(first);
-    step.dz = plan_.dz;
-    step.packing = &plan_.gradient;
+    step.dz = plan_.convolutions->gradient();
+    step.packing = &plan_.convolutions->gradient_packing();
     step.active = forward.active;
     step.detach = detaches(s);
     plan_.cell_gradients.step(plan_.kernels, step, workers_);
   }
 
-  void weight_gradients(const std::vector<uint8_t>& active) {
-    const StepForward<S>& packed = plan_.step_forward;
-    if (args_.dweight_ih.present) {
-      add_weight_gradient(plan_.kernels, shape_.input, packed.packing_of_x(), packed.packed_x(), packed.offset_in(),
-                          plan_.gradient, plan_.dz, active, workers_, args_.dweight_ih.as<S>());
-    }
-    if (args_.dweight_hh.present) {
-      add_weight_gradient(plan_.kernels, shape_.recurrent, packed.packing_of_h(), packed.packed_h(),
-                          packed.offset_state(), plan_.gradient, plan_.dz, active, workers_, args_.dweight_hh.as<S>());
-    }
+  // Nothing where no step before, and nobody else, asks for it.
+  InputGradientTarget<S> of_h(int64_t s, int64_t first, const S* dropout_mask) const {
+    const bool wanted = s > 0 ? !detaches(s) : args_.dh_0.present;
+    return {wanted ? carry_h_.from_sample(first) : Frames<S>{}, dropout_mask, true};
   }
 
-  void input_gradient(int64_t s, int64_t first, const std::vector<uint8_t>& active) {
+  InputGradientTarget<S> of_x(int64_t s, int64_t first, const std::vector<uint8_t>& active) const {
     const ConvolutionShape& image = shape_.input;
     const Frames<S> dx = args_.dx.frames<S>().at_time(timeline_.time(s)).from_sample(first);
-    for (int64_t b = 0; b < group_ && first + b < shape_.batch; ++b) {
+    for (int64_t b = 0; dx.data && b < group_ && first + b < shape_.batch; ++b) {
       if (!active[static_cast<size_t>(b)]) copy_image<S>(image.in_channels, image.in_pixels(), {}, dx.image(b));
     }
-    plan_.of_x.run(plan_.kernels, plan_.dz, active, nullptr, false, workers_, plan_.z, plan_.z_stride, dx);
+    return {dx};
   }
 
   const ConvLstmBackward& args_;
@@ -210,7 +191,7 @@ int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmSh
   static_cast<ConvLstmForward&>(known) = args;
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    cpu::BackwardPlan<decltype(s)>(known, shape, arena, workers);
+    cpu::BackwardPlan<decltype(s)>(known, shape, cpu::all_gradients(args), arena, workers);
     return arena.bytes();
   });
 }

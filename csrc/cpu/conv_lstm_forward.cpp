@@ -1,66 +1,109 @@
 // The ConvLSTM sequence forward: the steps of conv_lstm_step.h in order.
 
 #include <algorithm>
-#include <vector>
+#include <memory>
 
 #include "base/dtype.h"
+#include "cpu/algorithms.h"
 #include "cpu/conv_lstm_step.h"
 #include "problem/backend.h"
 
 namespace fusecell::cpu {
 namespace {
 
+constexpr int64_t kGroupBytes = 8 << 20;  // of the sources as Winograd keeps them: a part of the third-level cache
+
+// The problem of the samples that are computed together.
+template <class S>
+ConvLstmShape group_of(const ConvLstmShape& shape) {
+  ConvLstmShape group = shape;
+  if (shape.winograd) {
+    group.batch =
+        samples_at_once<S>(shape.input, true, shape.batch, shape.input.in_channels + shape.channels, kGroupBytes);
+  }
+  return group;
+}
+
 template <class S>
 struct ForwardPlan {
-  StepForward<S> engine;
+  const ConvLstmShape group;
+  std::unique_ptr<Convolutions<S>> convolutions;
   S *h, *c;  // for the running state, [B, C, H, W] each
 
   ForwardPlan(const ConvLstmShape& shape, Arena& arena, int workers)
-      : engine(shape, arena, workers), h(arena.take<S>(shape.state_size())), c(arena.take<S>(shape.state_size())) {}
+      : group(group_of<S>(shape)),
+        convolutions(make_convolutions<S>(convolutions_of(group), {.outputs = true}, arena, workers)),
+        h(arena.take<S>(shape.state_size())),
+        c(arena.take<S>(shape.state_size())) {}
 };
 
 template <class S>
-void forward(const ConvLstmForward& args, const ConvLstmShape& shape, void* scratch, int workers) {
-  Arena arena(scratch);
-  ForwardPlan<S> plan(shape, arena, workers);
-  plan.engine.prepare(args.weight_ih.as<const S>(), args.weight_hh.as<const S>());
-  const Cell<S> cell = cell_of<S>(args, shape);
-  const Timeline timeline(args, shape);
-  const int64_t sample = shape.channels * shape.pixels(), size = shape.state_size();
-  const Frames<const S> x = args.x.frames<const S>();
-  const Frames<S> y = args.y.frames<S>(), c_saved = args.c.frames<S>();
+class Forward {
+ public:
+  Forward(const ConvLstmForward& args, const ConvLstmShape& shape, void* scratch, int workers)
+      : args_(args),
+        shape_(shape),
+        arena_(scratch),
+        plan_(shape, arena_, workers),
+        cell_(cell_of<S>(args, shape)),
+        timeline_(args, shape),
+        workers_(workers) {}
 
-  // In place: a step reads h' from its packed copy, c' at the pixel it writes.
-  const Frames<S> h_n = args.h_n.frames<S>(), h = running(shape, h_n, plan.h);
-  const Frames<S> c_n = args.c_n.frames<S>(), c = running(shape, c_n, plan.c);
-  copy_state(shape, args.h_0.frames<const S>(), workers, h);
-  copy_state(shape, args.c_0.frames<const S>(), workers, c);
-  for (int64_t s = 0; s < shape.steps; ++s) {
-    const int64_t t = timeline.time(s);
-    ForwardStep<S> step{};
-    step.x = x.at_time(t);
-    step.y = y.at_time(t);
-    step.active = timeline.active(s);
-    step.zoneout_mask_h = at_or_null<const uint8_t>(args.zoneout_mask_h, t * size);
-    step.zoneout_mask_c = at_or_null<const uint8_t>(args.zoneout_mask_c, t * size);
-    step.h_out = h;
-    step.c_out = c;
-    step.c_saved = at_or_null<S>(args.c, t * size);
-    step.gates = at_or_null<S>(args.gates, t * (4 * size));
-    for (int64_t b = 0; b < shape.batch; ++b) {
-      step.h_before.push_back(to_read(h).image(b));
-      step.c_before.push_back(to_read(c).image(b));
-      if (step.active[static_cast<size_t>(b)]) continue;
-      copy_image<S>(shape.channels, shape.pixels(), {}, step.y.image(b));
-      if (step.c_saved) copy_image(shape.channels, shape.pixels(), to_read(c).image(b), c_saved.at_time(t).image(b));
-      if (step.gates) std::fill_n(step.gates + 4 * b * sample, 4 * sample, S(0));
+  void run() {
+    plan_.convolutions->prepare({args_.weight_ih.as<const S>(), args_.weight_hh.as<const S>()}, {nullptr, nullptr});
+    copy_state(shape_, args_.h_0.frames<const S>(), workers_, h_);
+    copy_state(shape_, args_.c_0.frames<const S>(), workers_, c_);
+    for (int64_t s = 0; s < shape_.steps; ++s) {
+      for (int64_t b = 0; b < shape_.batch; b += plan_.group.batch) run_group(s, b);
     }
-    plan.engine.pack_inputs(step, args.dropout_mask.as<const S>());
-    plan.engine.run(cell, step);
+    finish(shape_, h_, workers_, args_.h_n.frames<S>());
+    finish(shape_, c_, workers_, args_.c_n.frames<S>());
   }
-  finish(shape, h, workers, h_n);
-  finish(shape, c, workers, c_n);
-}
+
+ private:
+  // In place: a step reads h' from its packed copy, c' at the pixel it writes.
+  void run_group(int64_t s, int64_t first) {
+    const int64_t t = timeline_.time(s), at = t * size_ + first * sample_;
+    ForwardStep<S> step{};
+    step.x = args_.x.frames<const S>().at_time(t).from_sample(first);
+    step.y = args_.y.frames<S>().at_time(t).from_sample(first);
+    step.active = timeline_.active(s, first, plan_.group.batch);
+    step.zoneout_mask_h = at_or_null<const uint8_t>(args_.zoneout_mask_h, at);
+    step.zoneout_mask_c = at_or_null<const uint8_t>(args_.zoneout_mask_c, at);
+    step.h_out = h_.from_sample(first);
+    step.c_out = c_.from_sample(first);
+    step.c_saved = at_or_null<S>(args_.c, at);
+    step.gates = at_or_null<S>(args_.gates, 4 * at);
+    for (int64_t j = 0; j < plan_.group.batch; ++j) {
+      step.h_before.push_back(to_read(step.h_out).image(j));
+      step.c_before.push_back(to_read(step.c_out).image(j));
+      if (!step.active[static_cast<size_t>(j)] && first + j < shape_.batch) pass_by(step, j);
+    }
+    read_sources(*plan_.convolutions, step, at_or_null<const S>(args_.dropout_mask, first * sample_));
+    run_step(*plan_.convolutions, cell_, shape_.input.out[1], step);
+  }
+
+  // A sample that is not active: its state stays, its output is zero.
+  void pass_by(const ForwardStep<S>& step, int64_t j) const {
+    copy_image<S>(shape_.channels, shape_.pixels(), {}, step.y.image(j));
+    if (step.c_saved) {
+      const auto saved = contiguous_frames(step.c_saved, shape_.batch, shape_.channels, shape_.pixels());
+      copy_image(shape_.channels, shape_.pixels(), to_read(step.c_out).image(j), saved.image(j));
+    }
+    if (step.gates) std::fill_n(step.gates + 4 * j * sample_, 4 * sample_, S(0));
+  }
+
+  const ConvLstmForward& args_;
+  const ConvLstmShape& shape_;
+  Arena arena_;
+  ForwardPlan<S> plan_;
+  Cell<S> cell_;
+  Timeline timeline_;
+  int workers_;
+  const int64_t sample_ = shape_.channels * shape_.pixels(), size_ = shape_.state_size();
+  const Frames<S> h_ = running(shape_, args_.h_n.frames<S>(), plan_.h);
+  const Frames<S> c_ = running(shape_, args_.c_n.frames<S>(), plan_.c);
+};
 
 }  // namespace
 
@@ -78,7 +121,8 @@ int64_t conv_lstm_forward_scratch(const ConvLstmForward& /*args*/, const ConvLst
 
 void conv_lstm_forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
   if (shape.batch == 0) return;  // nothing to write, however many steps
-  with_scalar(shape.dtype, [&](auto s) { cpu::forward<decltype(s)>(args, shape, launch.scratch, launch.workers); });
+  with_scalar(shape.dtype,
+              [&](auto s) { cpu::Forward<decltype(s)>(args, shape, launch.scratch, launch.workers).run(); });
 }
 
 }  // namespace fusecell::backend

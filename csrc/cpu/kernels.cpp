@@ -5,8 +5,9 @@
 #include "cpu/kernels.h"
 
 #include "cpu/cell_run.h"
-#include "cpu/correlate.h"
+#include "cpu/direct_kernels.h"
 #include "cpu/elementwise.h"
+#include "cpu/winograd_kernels.h"
 
 #define FUSECELL_JOIN_(a, b) a##b
 #define FUSECELL_JOIN(a, b) FUSECELL_JOIN_(a, b)
@@ -23,6 +24,9 @@ constexpr Kernels<S> make_kernels() {
           .dk = Tile<S>::kGradientTaps,
           .correlate = correlate<S>,
           .weight_gradient = weight_gradient<S>,
+          .winograd = {winograd_kernels<S, 4>(), winograd_kernels<S, 2>()},
+          .winograd_product = winograd_product<S>,
+          .winograd_gradient = winograd_gradient<S>,
           .cell_forward = cell_forward<S>,
           .cell_backward = cell_backward<S>,
           .activation_forward = activation_forward<S>,

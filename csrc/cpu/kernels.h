@@ -48,6 +48,59 @@ struct WeightGradientTile {
   int64_t dweight_pitch;
 };
 
+// Winograd's algorithm works on blocks of this many tiles (a multiple of every register tile's pixels), each of which
+// has 36 places, "frequencies".
+constexpr int64_t kWinogradTiles = 48, kWinogradPlaces = 36;
+
+// Neighbouring tiles of one image row and some channels, to their places: [36][channels][kWinogradTiles].
+template <class S>
+struct WinogradRun {
+  const S* image;  // the first tile's first pixel
+  int64_t image_channel, image_row, channels, tiles;
+  S* patches;               // at place 0, the first channel and the first tile
+  int64_t frequency, room;  // between places; tiles from the first one to the block's end
+};
+
+// The other way for one row of the product, to M rows of pixels that are tiles * M long. Reads and writes up to a
+// vector of tiles behind the last one.
+template <class S>
+struct WinogradOutput {
+  const S* products;
+  int64_t frequency, tiles;
+  S* image;
+  int64_t image_row;
+};
+
+// At every place, out[m][q] = sum over k of weights[m][k] * patches[k][q].
+template <class S>
+struct WinogradProduct {
+  const S* weights;  // at each place panels of mr rows: [panels][count][mr]
+  int64_t weights_frequency;
+  const S* patches;  // at each place [count][kWinogradTiles]
+  int64_t patches_frequency, rows, count, tiles;
+  S* out;  // at each place [rows][kWinogradTiles]
+  int64_t out_frequency;
+};
+
+// At one place, out[k][m] += sum over blocks and tiles q of gradients[m][q] * patches[k][q].
+template <class S>
+struct WinogradGradient {
+  const S *gradients, *patches;  // [blocks] of [rows][kWinogradTiles] and of [count][kWinogradTiles]
+  int64_t gradients_block, patches_block, blocks, rows, count;
+  S* out;
+  int64_t out_pitch;
+};
+
+// For tiles of M x M outputs and (7 - M) x (7 - M) taps.
+template <class S>
+struct WinogradKernels {
+  void (*patches)(const WinogradRun<S>&);    // of a correlation's input, overlapping
+  void (*gradients)(const WinogradRun<S>&);  // of its output's gradient
+  void (*outputs)(const WinogradOutput<S>&);
+  void (*weights)(const S* taps, int64_t frequency, S* out);  // [taps][mr] to [36][mr], `frequency` apart
+  void (*weight_gradients)(const S* places, int64_t frequency, int64_t n, int64_t pitch, S* dweight);
+};
+
 // A run of n pixels of one channel: the unit of the pointwise tier. Pointers that an option does not use are null.
 template <class S>
 struct CellRun {
@@ -88,6 +141,9 @@ struct Kernels {
 
   void (*correlate)(const CorrelateTile<S>&);
   void (*weight_gradient)(const WeightGradientTile<S>&);
+  WinogradKernels<S> winograd[2];  // of 3 x 3 and of 5 x 5 taps
+  void (*winograd_product)(const WinogradProduct<S>&);
+  void (*winograd_gradient)(const WinogradGradient<S>&);
   void (*cell_forward)(const CellForwardRun<S>&);
   void (*cell_backward)(const CellBackwardRun<S>&);
   void (*activation_forward)(Activation, const ActivationParameters<S>&, int64_t n, const S* x, S* y);

@@ -165,27 +165,27 @@ inline Packing input_packing(const ConvolutionShape& conv, int64_t pitch) {
 }
 
 // The output's gradient, packed so that every convolution of `convs` can walk it backwards.
-inline Packing gradient_packing(const std::vector<const ConvolutionShape*>& convs, int64_t pitch) {
-  const ConvolutionShape& first = *convs.front();
+inline Packing gradient_packing(const std::vector<ConvolutionShape>& convs, int64_t pitch) {
+  const ConvolutionShape& first = convs.front();
   Packing packing{first.out_channels, {first.out[0], first.out[1]}, {1, 1}, {0, 0}, {{0}, {0}}, 0, pitch};
   int64_t rows = first.out[0];
-  for (const ConvolutionShape* conv : convs) {
+  for (const ConvolutionShape& conv : convs) {
     for (int axis = 0; axis < 2; ++axis) {
-      packing.pad_low[axis] = std::max(packing.pad_low[axis], largest_shift(*conv, axis));
+      packing.pad_low[axis] = std::max(packing.pad_low[axis], largest_shift(conv, axis));
     }
-    rows = std::max(rows, strided_extent(*conv, 0));
+    rows = std::max(rows, strided_extent(conv, 0));
   }
   packing.rows = packing.pad_low[0] + rows;
   return packing;
 }
 
 // One pitch for everything that is read at the same q.
-inline int64_t common_pitch(const std::vector<const ConvolutionShape*>& convs) {
+inline int64_t common_pitch(const std::vector<ConvolutionShape>& convs) {
   int64_t pitch = 0, left = 0, columns = 0;
-  for (const ConvolutionShape* conv : convs) {
-    pitch = std::max(pitch, input_extent(*conv, 1));
-    left = std::max(left, largest_shift(*conv, 1));
-    columns = std::max({columns, conv->out[1], strided_extent(*conv, 1)});
+  for (const ConvolutionShape& conv : convs) {
+    pitch = std::max(pitch, input_extent(conv, 1));
+    left = std::max(left, largest_shift(conv, 1));
+    columns = std::max({columns, conv.out[1], strided_extent(conv, 1)});
   }
   return std::max(pitch, left + columns);
 }

@@ -41,6 +41,7 @@ struct Conv2dShape {
   DType dtype;
   int64_t batch;
   ConvolutionShape conv;
+  bool winograd = false;
 };
 
 }  // namespace fusecell

@@ -1,11 +1,13 @@
 #pragma once
-// Convolutions as correlations over packed images: their cutting into tasks, the gradient of the input, that of the
-// weights. The tasks depend on the shape alone, never on the number of threads.
+// The direct algorithm: convolutions as correlations over packed images, with every tap multiplied. Their cutting into
+// tasks, the gradient of the input, that of the weights. The tasks depend on the shape alone, never on the number of
+// threads.
 
 #include <algorithm>
 #include <vector>
 
 #include "base/arena.h"
+#include "cpu/convolutions.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
@@ -32,13 +34,6 @@ struct Blocks {
   int64_t groups() const { return ceil_div(weight_rows, kTileRows); }
   int64_t tasks() const { return batch * groups() * row_blocks() * column_blocks(); }
   int64_t z_size() const { return kTileRows * rows_per_block() * columns_per_block(); }
-};
-
-struct Block {
-  int64_t b, m0, m1, row0, row1, column0, column1;
-
-  int64_t columns() const { return column1 - column0; }
-  int64_t pixels() const { return (row1 - row0) * columns(); }
 };
 
 inline Block block_of_task(const Blocks& blocks, int64_t task) {
@@ -108,9 +103,9 @@ class InputGradient {
     return size;
   }
 
-  // dx of every active image; `accumulate`: dx += mask * (...), otherwise dx = (...). Inactive images are not touched.
-  void run(const Kernels<S>& kernels, const S* dz, const std::vector<uint8_t>& active, const S* mask, bool accumulate,
-           int workers, S* z_of_worker, int64_t z_stride, const Frames<S>& dx) const {
+  // Inactive images are not touched.
+  void run(const Kernels<S>& kernels, const S* dz, const std::vector<uint8_t>& active,
+           const InputGradientTarget<S>& target, int workers, S* z_of_worker, int64_t z_stride) const {
     for (const Phase& phase : phases_) {
       const Blocks all = blocks(phase, static_cast<int64_t>(active.size()));
       parallel_for(all.tasks(), workers, [&](int64_t task, int worker) {
@@ -120,7 +115,9 @@ class InputGradient {
         const Source<S> source = {dz + block.b * dz_.image() + phase.first[1], phase.offset,
                                   conv_.out_channels * static_cast<int64_t>(phase.taps.size())};
         kernels.correlate(tile_of_block(block, dz_.pitch, source, {}, phase.weights, z));
-        put(phase, block, z, mask, accumulate, dx);
+        const int64_t row = block.row0 * conv_.stride[0] + phase.residue[0] - conv_.pad_low[0];
+        const int64_t column = (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];
+        put_rows(block, z, block.pixels(), conv_, row, column, target);
       });
     }
   }
@@ -150,29 +147,6 @@ class InputGradient {
 
   Blocks blocks(const Phase& phase, int64_t batch) const {
     return {batch, conv_.in_channels, phase.first[0], phase.last[0] + 1, phase.last[1] - phase.first[1] + 1, dz_.pitch};
-  }
-
-  void put(const Phase& phase, const Block& block, const S* z, const S* mask, bool accumulate,
-           const Frames<S>& dx) const {
-    for (int64_t i = block.m0; i < block.m1; ++i) {
-      for (int64_t r = block.row0; r < block.row1; ++r) {
-        const int64_t row = r * conv_.stride[0] + phase.residue[0] - conv_.pad_low[0];
-        const int64_t column = (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];
-        const int64_t p = row * conv_.in[1] + column;
-        const Pixels<S> first = dx.image(block.b).at(i, p), to = {first.data, conv_.stride[1] * first.stride};
-        const S* scale = mask ? mask + (block.b * conv_.in_channels + i) * conv_.in_pixels() + p : nullptr;
-        const S* from = z + (i - block.m0) * block.pixels() + (r - block.row0) * block.columns();
-        if (!accumulate) {
-          copy_pixels({from}, block.columns(), to);
-        } else if (!scale) {
-          add_pixels({from}, block.columns(), to);
-        } else {
-          for (int64_t c = 0; c < block.columns(); ++c) {
-            to.data[c * to.stride] += scale[c * conv_.stride[1]] * from[c];
-          }
-        }
-      }
-    }
   }
 
   ConvolutionShape conv_;
@@ -218,5 +192,125 @@ void add_weight_gradient(const Kernels<S>& kernels, const ConvolutionShape& conv
     }
   });
 }
+
+// ------------------------------------------------------------------------------------------------------- all of it
+template <class S>
+class DirectConvolutions final : public Convolutions<S> {
+ public:
+  using typename Convolutions<S>::Active;
+  using typename Convolutions<S>::Consume;
+  using typename Convolutions<S>::ImageOf;
+
+  DirectConvolutions(const ConvolutionSet& set, const Wanted& wanted, Arena& arena, int workers)
+      : set_(set),
+        wanted_(wanted),
+        workers_(workers),
+        pitch_(common_pitch(set.sources)),
+        blocks_{set.batch, set.sources[0].out_channels, 0, set.sources[0].out[0], set.sources[0].out[1], pitch_},
+        gradient_(cpu::gradient_packing(set.sources, pitch_)) {
+    const bool reads = wanted.outputs || wanted.any_weight_gradient();
+    int64_t total = 0;
+    for (size_t i = 0; i < set.sources.size(); ++i) {
+      const ConvolutionShape& conv = set.sources[i];
+      Part& part = parts_.emplace_back(Part{conv, input_packing(conv, pitch_), InputGradient<S>(conv, gradient_)});
+      total += part.count();
+      if (reads) {
+        part.offset = arena.take<int64_t>(part.count());
+        part.packed = arena.take<S>(checked_product("scratch", {set.batch, part.packing.image()}));
+      }
+      if (wanted.input_gradients[i]) {
+        part.gradient.take(arena, kernels_.mr);
+        z_stride_ = std::max(z_stride_, part.gradient.z_size());
+      }
+    }
+    if (wanted.outputs) {
+      weights_ = arena.take<S>(round_up(blocks_.weight_rows, kernels_.mr) * total);
+      z_stride_ = std::max(z_stride_, blocks_.z_size());
+    }
+    if (wanted.gradient) dz_ = arena.take<S>(checked_product("scratch", {set.batch, gradient_.image()}));
+    z_ = arena.take<S>(z_stride_ * workers);
+  }
+
+  void prepare(const S* const (&weights)[2], S* const (&dweights)[2]) override {
+    int64_t first = 0, total = 0;
+    for (const Part& part : parts_) total += part.count();
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      Part& part = parts_[i];
+      const int64_t count = part.count(), rows = blocks_.weight_rows, groups = set_.interleave;
+      part.dweight = dweights[i];
+      if (part.dweight) std::fill_n(part.dweight, rows * count, S(0));
+      if (part.offset) fill_input_offsets(part.conv, part.packing, part.offset);
+      if (wanted_.outputs) {
+        pack_weights(
+            rows, count, kernels_.mr, first, total, workers_,
+            [&](int64_t row) { return weights[i] + (row % groups * (rows / groups) + row / groups) * count; },
+            [](int64_t k) { return k; }, weights_);
+      }
+      if (wanted_.input_gradients[i]) part.gradient.prepare(weights[i], kernels_.mr, workers_);
+      first += count;
+    }
+    if (dz_) std::fill_n(dz_, set_.batch * gradient_.image(), S(0));  // the borders stay so
+  }
+
+  void read(int source, const Active& active, const ImageOf& image_of, const S* mask) override {
+    const Part& part = parts_[static_cast<size_t>(source)];
+    pack<S>(part.packing, active, image_of, mask, workers_, part.packed);
+  }
+
+  void outputs(const Active& active, const Consume& consume) override {
+    parallel_for(blocks_.tasks(), workers_, [&](int64_t task, int worker) {
+      const Block block = block_of_task(blocks_, task);
+      if (!active[static_cast<size_t>(block.b)]) return;
+      S* z = z_ + worker * z_stride_;
+      Source<S> sources[2];
+      for (size_t i = 0; i < parts_.size(); ++i) {
+        const Part& part = parts_[i];
+        sources[i] = {part.packed + block.b * part.packing.image(), part.offset, part.count()};
+      }
+      kernels_.correlate(tile_of_block(block, pitch_, sources[0], sources[1], weights_, z));
+      consume(block, z, block.pixels());
+    });
+  }
+
+  const Packing& gradient_packing() const override { return gradient_; }
+  S* gradient() const override { return dz_; }
+
+  void add_weight_gradients(const Active& active) override {
+    for (const Part& part : parts_) {
+      if (!part.dweight) continue;
+      add_weight_gradient(kernels_, part.conv, part.packing, part.packed, part.offset, gradient_, dz_, active, workers_,
+                          part.dweight);
+    }
+  }
+  void finish_weight_gradients() override {}
+
+  void input_gradients(const Active& active, const InputGradientTarget<S> (&targets)[2]) override {
+    for (size_t i = parts_.size(); i-- > 0;) {
+      if (targets[i].dx.data) parts_[i].gradient.run(kernels_, dz_, active, targets[i], workers_, z_, z_stride_);
+    }
+  }
+
+ private:
+  struct Part {
+    ConvolutionShape conv;
+    Packing packing;
+    InputGradient<S> gradient;
+    int64_t* offset = nullptr;
+    S *packed = nullptr, *dweight = nullptr;
+
+    int64_t count() const { return conv.in_channels * conv.taps(); }
+  };
+
+  const Kernels<S>& kernels_ = cpu::kernels().get<S>();
+  const ConvolutionSet set_;
+  const Wanted wanted_;
+  const int workers_;
+  const int64_t pitch_;
+  const Blocks blocks_;
+  const Packing gradient_;
+  std::vector<Part> parts_;
+  S *weights_ = nullptr, *dz_ = nullptr, *z_ = nullptr;
+  int64_t z_stride_ = 0;
+};
 
 }  // namespace fusecell::cpu

@@ -1,0 +1,508 @@
+#pragma once
+// Winograd's minimal filtering (Lavin and Gray 2016, arXiv:1509.09308) on patches of 6 x 6 pixels: a tile of M x M
+// outputs of a correlation with R x R taps, M + R = 7, is
+//
+//     Y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ d B) ] A
+//
+// where the products over the 36 places of a patch ("frequencies") become matrix products over channels. The points of
+// interpolation are 0, 1, -1, 2, -2 and infinity for M = 4, R = 3 and for M = 2, R = 5 alike, so B is the same for
+// both. Lanes are neighbouring tiles of an image row; a row of pixels is transformed down its columns first, while
+// pixels are still neighbours, and split into tiles for the second half alone.
+
+#include <type_traits>
+
+#include "cpu/direct_kernels.h"
+#include "cpu/kernels.h"
+#include "cpu/vector.h"
+
+namespace fusecell::cpu {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------- permutations
+template <class S>
+struct MaskOf;
+template <>
+struct MaskOf<float> {
+  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct MaskOf<double> {
+  typedef int64_t type __attribute__((vector_size(kVectorBytes)));
+};
+template <class S>
+using Mask = typename MaskOf<S>::type;
+
+// Lane l is lane from(l) of a and b one behind the other.
+template <class S, class From>
+FUSECELL_HD Vector<S> permute(Vector<S> a, Vector<S> b, const From& from) {
+  constexpr int L = static_cast<int>(kLanes<S>);
+  Mask<S> mask = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) mask[l] = from(l);
+#if defined(__clang__)
+  Vector<S> result = {};
+#pragma GCC unroll 16
+  for (int l = 0; l < L; ++l) result[l] = mask[l] < L ? a[mask[l]] : b[mask[l] - L];
+  return result;
+#else
+  return __builtin_shuffle(a, b, mask);
+#endif
+}
+
+template <class S>
+FUSECELL_HD Vector<S> evens(Vector<S> a, Vector<S> b) {
+  return permute<S>(a, b, [](int l) { return 2 * l; });
+}
+template <class S>
+FUSECELL_HD Vector<S> odds(Vector<S> a, Vector<S> b) {
+  return permute<S>(a, b, [](int l) { return 2 * l + 1; });
+}
+// a0 b0 a1 b1 ..., the first and the second half.
+template <class S>
+FUSECELL_HD Vector<S> zip_low(Vector<S> a, Vector<S> b) {
+  return permute<S>(a, b, [](int l) { return l / 2 + l % 2 * static_cast<int>(kLanes<S>); });
+}
+template <class S>
+FUSECELL_HD Vector<S> zip_high(Vector<S> a, Vector<S> b) {
+  return permute<S>(a, b, [](int l) {
+    constexpr int L = static_cast<int>(kLanes<S>);
+    return L / 2 + l / 2 + l % 2 * L;
+  });
+}
+
+// Pixel j of each of a vector's tiles, which lie M apart.
+template <class S, int M>
+FUSECELL_HD void split_tiles(const S* row, Vector<S> (&pixel)[M]) {
+  constexpr int64_t L = kLanes<S>;
+  if constexpr (M == 4) {
+    const Vector<S> a = load(row), b = load(row + L), c = load(row + 2 * L), d = load(row + 3 * L);
+    const Vector<S> even_low = evens<S>(a, b), even_high = evens<S>(c, d);
+    const Vector<S> odd_low = odds<S>(a, b), odd_high = odds<S>(c, d);
+    pixel[0] = evens<S>(even_low, even_high);
+    pixel[1] = evens<S>(odd_low, odd_high);
+    pixel[2] = odds<S>(even_low, even_high);
+    pixel[3] = odds<S>(odd_low, odd_high);
+  } else {
+    const Vector<S> a = load(row), b = load(row + L);
+    pixel[0] = evens<S>(a, b);
+    pixel[1] = odds<S>(a, b);
+  }
+}
+
+// The other way.
+template <class S, int M>
+FUSECELL_HD void join_tiles(const Vector<S> (&pixel)[M], S* row) {
+  constexpr int64_t L = kLanes<S>;
+  if constexpr (M == 4) {
+    const Vector<S> even_low = zip_low<S>(pixel[0], pixel[2]), even_high = zip_high<S>(pixel[0], pixel[2]);
+    const Vector<S> odd_low = zip_low<S>(pixel[1], pixel[3]), odd_high = zip_high<S>(pixel[1], pixel[3]);
+    store(row, zip_low<S>(even_low, odd_low));
+    store(row + L, zip_high<S>(even_low, odd_low));
+    store(row + 2 * L, zip_low<S>(even_high, odd_high));
+    store(row + 3 * L, zip_high<S>(even_high, odd_high));
+  } else {
+    store(row, zip_low<S>(pixel[0], pixel[1]));
+    store(row + L, zip_high<S>(pixel[0], pixel[1]));
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ the three matrices
+// Bᵀ d
+template <class V>
+FUSECELL_HD void transform_patch(const V (&d)[6], V (&u)[6]) {
+  const V even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
+  const V even_far = d[4] - d[2], odd_far = 2 * (d[3] - d[1]);
+  u[0] = 4 * (d[0] - d[2]) + even_far;
+  u[1] = even + odd;
+  u[2] = even - odd;
+  u[3] = even_far + odd_far;
+  u[4] = even_far - odd_far;
+  u[5] = 4 * (d[1] - d[3]) + (d[5] - d[3]);
+}
+
+// Aᵀ m
+template <class V>
+FUSECELL_HD void transform_product(const V (&m)[6], V (&y)[4]) {
+  const V sum = m[1] + m[2], difference = m[1] - m[2], far_sum = m[3] + m[4], far_difference = m[3] - m[4];
+  y[0] = m[0] + sum + far_sum;
+  y[1] = difference + 2 * far_difference;
+  y[2] = sum + 4 * far_sum;
+  y[3] = difference + 8 * far_difference + m[5];
+}
+template <class V>
+FUSECELL_HD void transform_product(const V (&m)[6], V (&y)[2]) {
+  y[0] = m[0] + (m[1] + m[2]) + (m[3] + m[4]);
+  y[1] = (m[1] - m[2]) + 2 * (m[3] - m[4]) + m[5];
+}
+
+// A y, the adjoint of the one above.
+template <class V>
+FUSECELL_HD void transform_gradient(const V (&y)[4], V (&m)[6]) {
+  const V even = y[0] + y[2], odd = y[1] + y[3], even_far = y[0] + 4 * y[2], odd_far = 2 * y[1] + 8 * y[3];
+  m[0] = y[0];
+  m[1] = even + odd;
+  m[2] = even - odd;
+  m[3] = even_far + odd_far;
+  m[4] = even_far - odd_far;
+  m[5] = y[3];
+}
+template <class V>
+FUSECELL_HD void transform_gradient(const V (&y)[2], V (&m)[6]) {
+  const V twice = 2 * y[1];
+  m[0] = y[0];
+  m[1] = y[0] + y[1];
+  m[2] = y[0] - y[1];
+  m[3] = y[0] + twice;
+  m[4] = y[0] - twice;
+  m[5] = y[1];
+}
+
+// G w: a row for each point, its powers divided by the product of its distances from the other finite points.
+template <class V>
+FUSECELL_HD void transform_weights(const V (&w)[3], V (&u)[6]) {
+  using S = std::remove_cvref_t<decltype(w[0][0])>;
+  const V near = (w[0] + w[2]) * S(1.0 / 6), far = w[0] * S(1.0 / 24) + w[2] * S(1.0 / 6);
+  const V near_odd = w[1] * S(1.0 / 6), far_odd = w[1] * S(1.0 / 12);
+  u[0] = w[0] * S(0.25);
+  u[1] = -near - near_odd;
+  u[2] = near_odd - near;
+  u[3] = far + far_odd;
+  u[4] = far - far_odd;
+  u[5] = w[2];
+}
+template <class V>
+FUSECELL_HD void transform_weights(const V (&w)[5], V (&u)[6]) {
+  using S = std::remove_cvref_t<decltype(w[0][0])>;
+  const V near = (w[0] + w[2] + w[4]) * S(1.0 / 6), near_odd = (w[1] + w[3]) * S(1.0 / 6);
+  const V far = w[0] * S(1.0 / 24) + w[2] * S(1.0 / 6) + w[4] * S(2.0 / 3);
+  const V far_odd = w[1] * S(1.0 / 12) + w[3] * S(1.0 / 3);
+  u[0] = w[0] * S(0.25);
+  u[1] = -near - near_odd;
+  u[2] = near_odd - near;
+  u[3] = far + far_odd;
+  u[4] = far - far_odd;
+  u[5] = w[4];
+}
+
+// Gᵀ u, the adjoint of the one above.
+template <class V>
+FUSECELL_HD void transform_weight_gradient(const V (&u)[6], V (&w)[3]) {
+  using S = std::remove_cvref_t<decltype(u[0][0])>;
+  const V near = (u[1] + u[2]) * S(1.0 / 6), far = u[3] + u[4];
+  w[0] = u[0] * S(0.25) - near + far * S(1.0 / 24);
+  w[1] = (u[2] - u[1]) * S(1.0 / 6) + (u[3] - u[4]) * S(1.0 / 12);
+  w[2] = far * S(1.0 / 6) - near + u[5];
+}
+template <class V>
+FUSECELL_HD void transform_weight_gradient(const V (&u)[6], V (&w)[5]) {
+  using S = std::remove_cvref_t<decltype(u[0][0])>;
+  const V near = (u[1] + u[2]) * S(1.0 / 6), far = u[3] + u[4];
+  const V near_odd = (u[2] - u[1]) * S(1.0 / 6), far_odd = u[3] - u[4];
+  w[0] = u[0] * S(0.25) - near + far * S(1.0 / 24);
+  w[1] = near_odd + far_odd * S(1.0 / 12);
+  w[2] = far * S(1.0 / 6) - near;
+  w[3] = near_odd + far_odd * S(1.0 / 3);
+  w[4] = far * S(2.0 / 3) - near + u[5];
+}
+
+// ------------------------------------------------------------------------------------------------- patches and tiles
+// Stores what a vector holds of `room` lanes; the others would be another channel's.
+template <class S>
+FUSECELL_HD void store_lanes(S* to, Vector<S> v, int64_t room) {
+  if (room >= kLanes<S>) {
+    store(to, v);
+  } else {
+    for (int64_t l = 0; l < room; ++l) to[l] = v[l];
+  }
+}
+
+// Pixels 0 to K - 1 of each of a vector's tiles; those from M on are the next tiles'.
+template <class S, int M, int K>
+FUSECELL_HD void split_row(const S* row, Vector<S> (&pixel)[K]) {
+  constexpr int L = static_cast<int>(kLanes<S>);
+  Vector<S> own[M];
+  split_tiles<S, M>(row, own);
+#pragma GCC unroll 6
+  for (int j = 0; j < M; ++j) pixel[j] = own[j];
+  if constexpr (K > M) {
+    const Vector<S> behind = load(row + M * L);
+#pragma GCC unroll 6
+    for (int j = M; j < K; ++j) {
+      const int shift = j / M;
+      pixel[j] = permute<S>(own[j % M], behind,
+                            [=](int l) { return l + shift < L ? l + shift : L + (l + shift - L) * M + j % M; });
+    }
+  }
+}
+
+// Of K rows of pixels, K of the columns of each tile: `transform` (from K to 6 values) down the columns, then along.
+// The places where one vector's lanes reach into the next vector's are written again by that one.
+template <class S, int M, int K, class Transform>
+FUSECELL_HD void transform_tiles(const WinogradRun<S>& run, const Transform& transform) {
+  constexpr int64_t L = kLanes<S>;
+  S row[6][(M + 1) * L] = {};
+  for (int64_t channel = 0; channel < run.channels; ++channel) {
+    for (int64_t c = 0; c < run.tiles; c += L) {
+      const int64_t left = run.tiles - c, columns = M * (left < L ? left : L) + K - M;
+      const S* from = run.image + channel * run.image_channel + M * c;
+      for (int64_t x = 0; x < columns; x += L) {
+        Vector<S> d[K], u[6];
+#pragma GCC unroll 6
+        for (int i = 0; i < K; ++i) d[i] = load(from + i * run.image_row + x);
+        transform(d, u);
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) store(row[i] + x, u[i]);
+      }
+      S* to = run.patches + channel * kWinogradTiles + c;
+      for (int i = 0; i < 6; ++i) {
+        Vector<S> d[K], u[6];
+        split_row<S, M, K>(row[i], d);
+        transform(d, u);
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; ++j) store_lanes<S>(to + (i * 6 + j) * run.frequency, u[j], run.room - c);
+      }
+    }
+  }
+}
+
+template <class S, int M>
+void winograd_patches(const WinogradRun<S>& run) {
+  transform_tiles<S, M, 6>(run, [](const auto& d, auto& u) { transform_patch(d, u); });
+}
+
+template <class S, int M>
+void winograd_gradients(const WinogradRun<S>& run) {
+  transform_tiles<S, M, M>(run, [](const auto& d, auto& u) { transform_gradient(d, u); });
+}
+
+// From the last vector of tiles to the first: what one writes beyond the row is the next row's, written again later.
+template <class S, int M>
+void winograd_outputs(const WinogradOutput<S>& run) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t c = (run.tiles - 1) / L * L; c >= 0; c -= L) {
+    Vector<S> half[M][6];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      Vector<S> m[6], y[M];
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) m[i] = load(run.products + (i * 6 + j) * run.frequency + c);
+      transform_product(m, y);
+#pragma GCC unroll 6
+      for (int i = 0; i < M; ++i) half[i][j] = y[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < M; ++i) {
+      Vector<S> y[M];
+      transform_product(half[i], y);
+      join_tiles<S, M>(y, run.image + i * run.image_row + M * c);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- the products
+template <class S, int kRows, int kVectors>
+FUSECELL_HD void product_tile(const S* weights, const S* patches, int64_t count, S* out) {
+  Vector<S> sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < count; ++k, weights += Tile<S>::kRows, patches += kWinogradTiles) {
+    Vector<S> x[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) x[v] = load(patches + v * kLanes<S>);
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[m][v] += weights[m] * x[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(out + m * kWinogradTiles + v * kLanes<S>, sum[m][v]);
+  }
+}
+
+// One panel of rows over all tiles of a block. Half a register tile's rows are enough for the last panel where a few
+// channels are left.
+template <class S, int kRows>
+void product_panel(const S* weights, const S* patches, int64_t count, int64_t tiles, S* out) {
+  constexpr int64_t L = kLanes<S>, kPixels = Tile<S>::kPixels;
+  for (int64_t q = 0; q < tiles; q += kPixels) {
+    const int64_t left = tiles - q;
+    if (left > 2 * L) {
+      product_tile<S, kRows, 3>(weights, patches + q, count, out + q);
+    } else if (left > L) {
+      product_tile<S, kRows, 2>(weights, patches + q, count, out + q);
+    } else {
+      product_tile<S, kRows, 1>(weights, patches + q, count, out + q);
+    }
+  }
+}
+
+template <class S>
+void winograd_product(const WinogradProduct<S>& run) {
+  constexpr int kRows = Tile<S>::kRows;
+  for (int64_t xi = 0; xi < kWinogradPlaces; ++xi) {
+    const S* patches = run.patches + xi * run.patches_frequency;
+    for (int64_t m = 0; m < run.rows; m += kRows) {
+      const S* weights = run.weights + xi * run.weights_frequency + m * run.count;
+      S* out = run.out + xi * run.out_frequency + m * kWinogradTiles;
+      const int64_t left = run.rows - m;
+      if (left > kRows / 2) {
+        product_panel<S, kRows>(weights, patches, run.count, run.tiles, out);
+      } else if (left > 1) {
+        product_panel<S, kRows / 2>(weights, patches, run.count, run.tiles, out);
+      } else {
+        product_panel<S, 1>(weights, patches, run.count, run.tiles, out);
+      }
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------------- gradients of the weights
+// Rows and taps whose sums stay in registers. Rows are those of one vector's results, or half of them.
+template <class S>
+struct GradientTile {
+#if defined(__AVX512F__)
+  static constexpr int kRows = 8, kTaps = 3;
+#else
+  static constexpr int kRows = kLanes<S> < 4 ? 2 : 4, kTaps = 2;
+#endif
+};
+
+template <class S>
+FUSECELL_HD Vector<S> add_pairs(Vector<S> a, Vector<S> b) {
+  return evens<S>(a, b) + odds<S>(a, b);
+}
+
+// Lane i is the sum over the lanes of v[i], as a tree. kCount: a power of two, at most the number of lanes.
+template <class S, int kCount>
+FUSECELL_HD Vector<S> add_neighbours(const Vector<S>* v) {
+  if constexpr (kCount == 1) {
+    return v[0];
+  } else {
+    return add_pairs<S>(add_neighbours<S, kCount / 2>(v), add_neighbours<S, kCount / 2>(v + kCount / 2));
+  }
+}
+template <class S, int kCount>
+FUSECELL_HD Vector<S> sums_of_lanes(const Vector<S>* v) {
+  Vector<S> sums = add_neighbours<S, kCount>(v);
+  for (int64_t lanes = kCount; lanes < kLanes<S>; lanes *= 2) sums = add_pairs<S>(sums, sums);
+  return sums;
+}
+
+template <class S, int kRows, int kTaps>
+void gradient_tile(const WinogradGradient<S>& run, int64_t m, int64_t k) {
+  constexpr int64_t L = kLanes<S>;
+  Vector<S> sum[kTaps][kRows] = {};
+  for (int64_t block = 0; block < run.blocks; ++block) {
+    const S* dz = run.gradients + block * run.gradients_block + m * kWinogradTiles;
+    const S* x = run.patches + block * run.patches_block + k * kWinogradTiles;
+    for (int64_t q = 0; q < kWinogradTiles; q += L) {
+      Vector<S> pixel[kTaps];
+#pragma GCC unroll 8
+      for (int j = 0; j < kTaps; ++j) pixel[j] = load(x + j * kWinogradTiles + q);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const Vector<S> d = load(dz + i * kWinogradTiles + q);
+#pragma GCC unroll 8
+        for (int j = 0; j < kTaps; ++j) sum[j][i] += d * pixel[j];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kTaps; ++j) {
+    typename Narrow<S, kRows* static_cast<int>(sizeof(S))>::type old, added;
+    const Vector<S> sums = sums_of_lanes<S, kRows>(sum[j]);
+    S* to = run.out + (k + j) * run.out_pitch + m;
+    __builtin_memcpy(&old, to, sizeof old);
+    __builtin_memcpy(&added, &sums, sizeof added);
+    old += added;
+    __builtin_memcpy(to, &old, sizeof old);
+  }
+}
+
+template <class S, int kRows>
+void gradient_row(const WinogradGradient<S>& run, int64_t m) {
+  constexpr int kTaps = GradientTile<S>::kTaps;
+  int64_t k = 0;
+  for (; k + kTaps <= run.count; k += kTaps) gradient_tile<S, kRows, kTaps>(run, m, k);
+  if (kTaps > 2 && run.count - k == 2) {
+    gradient_tile<S, kRows, 2>(run, m, k);
+  } else if (k < run.count) {
+    gradient_tile<S, kRows, 1>(run, m, k);
+  }
+}
+
+template <class S>
+void winograd_gradient(const WinogradGradient<S>& run) {
+  constexpr int kRows = GradientTile<S>::kRows;
+  int64_t m = 0;
+  for (; m + kRows <= run.rows; m += kRows) gradient_row<S, kRows>(run, m);
+  for (; kRows > 4 && m + 4 <= run.rows; m += 4) gradient_row<S, 4>(run, m);
+  for (; m < run.rows; ++m) gradient_row<S, 1>(run, m);
+}
+
+// --------------------------------------------------------------------------------------------------------- weights
+// Places p * 6 + q of the weights of a panel's rows and one k.
+template <class S, int R>
+void winograd_weights(const S* taps, int64_t frequency, S* out) {
+  constexpr int kRows = Tile<S>::kRows;
+  using V = typename Narrow<S, kRows* static_cast<int>(sizeof(S))>::type;
+  V half[6][R];
+#pragma GCC unroll 5
+  for (int j = 0; j < R; ++j) {
+    V w[R], u[6];
+#pragma GCC unroll 5
+    for (int i = 0; i < R; ++i) __builtin_memcpy(&w[i], taps + (i * R + j) * kRows, sizeof(V));
+    transform_weights(w, u);
+#pragma GCC unroll 6
+    for (int p = 0; p < 6; ++p) half[p][j] = u[p];
+  }
+#pragma GCC unroll 6
+  for (int p = 0; p < 6; ++p) {
+    V u[6];
+    transform_weights(half[p], u);
+#pragma GCC unroll 6
+    for (int q = 0; q < 6; ++q) __builtin_memcpy(out + (p * 6 + q) * frequency, &u[q], sizeof(V));
+  }
+}
+
+// From sums at the places, `frequency` apart, to the gradients of n weights, R x R taps that begin `pitch` apart. The
+// last vector is read beyond the n-th.
+template <class S, int R>
+void winograd_weight_gradients(const S* places, int64_t frequency, int64_t n, int64_t pitch, S* dweight) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t k = 0; k < n; k += L) {
+    Vector<S> half[R][6];
+    S taps[R * R][L];
+#pragma GCC unroll 6
+    for (int q = 0; q < 6; ++q) {
+      Vector<S> u[6], w[R];
+#pragma GCC unroll 6
+      for (int p = 0; p < 6; ++p) u[p] = load(places + (p * 6 + q) * frequency + k);
+      transform_weight_gradient(u, w);
+#pragma GCC unroll 5
+      for (int i = 0; i < R; ++i) half[i][q] = w[i];
+    }
+    for (int i = 0; i < R; ++i) {
+      Vector<S> w[R];
+      transform_weight_gradient(half[i], w);
+      for (int j = 0; j < R; ++j) store(taps[i * R + j], w[j]);
+    }
+    const int64_t count = n - k < L ? n - k : L;
+    for (int64_t l = 0; l < count; ++l) {
+      for (int tap = 0; tap < R * R; ++tap) dweight[(k + l) * pitch + tap] = taps[tap][l];
+    }
+  }
+}
+
+template <class S, int M>
+constexpr WinogradKernels<S> winograd_kernels() {
+  return {.patches = winograd_patches<S, M>,
+          .gradients = winograd_gradients<S, M>,
+          .outputs = winograd_outputs<S, M>,
+          .weights = winograd_weights<S, 7 - M>,
+          .weight_gradients = winograd_weight_gradients<S, 7 - M>};
+}
+
+}  // namespace
+}  // namespace fusecell::cpu
