@@ -19,7 +19,8 @@ namespace {
 
 template <class S>
 constexpr Kernels<S> make_kernels() {
-  return {.mr = Tile<S>::kRows,
+  return {.lanes = kLanes<S>,
+          .mr = Tile<S>::kRows,
           .dm = Tile<S>::kGradientRows,
           .dk = Tile<S>::kGradientTaps,
           .correlate = correlate<S>,

@@ -71,22 +71,24 @@ struct WinogradOutput {
   int64_t image_row;
 };
 
-// At every place, out[m][q] = sum over k of weights[m][k] * patches[k][q].
+// At every place, out[m][q] = sum over k of weights[m][k] * patches[k][q], on top of what is there if `accumulate`.
 template <class S>
 struct WinogradProduct {
-  const S* weights;  // at each place panels of mr rows: [panels][count][mr]
-  int64_t weights_frequency;
+  const S* weights;  // at each place panels of mr rows: [count][mr]
+  int64_t weights_frequency, weights_panel;
   const S* patches;  // at each place [count][kWinogradTiles]
   int64_t patches_frequency, rows, count, tiles;
   S* out;  // at each place [rows][kWinogradTiles]
   int64_t out_frequency;
+  bool accumulate;
 };
 
-// At one place, out[k][m] += sum over blocks and tiles q of gradients[m][q] * patches[k][q].
+// At one place, out[k][m] += sum over tiles q of patches[k][q] * gradients[q][m], for at most 3 vectors of m.
 template <class S>
 struct WinogradGradient {
-  const S *gradients, *patches;  // [blocks] of [rows][kWinogradTiles] and of [count][kWinogradTiles]
-  int64_t gradients_block, patches_block, blocks, rows, count;
+  const S* patches;    // [blocks][count][kWinogradTiles], blocks `patches_block` apart
+  const S* gradients;  // [blocks][groups][kWinogradTiles][lanes]
+  int64_t patches_block, gradients_block, gradients_group, tiles, count, groups;
   S* out;
   int64_t out_pitch;
 };
@@ -94,8 +96,9 @@ struct WinogradGradient {
 // For tiles of M x M outputs and (7 - M) x (7 - M) taps.
 template <class S>
 struct WinogradKernels {
-  void (*patches)(const WinogradRun<S>&);    // of a correlation's input, overlapping
-  void (*gradients)(const WinogradRun<S>&);  // of its output's gradient
+  void (*patches)(const WinogradRun<S>&);  // of a correlation's input, overlapping
+  // Of its output's gradient: of as many channels as lanes, [36][kWinogradTiles][lanes].
+  void (*gradients)(const WinogradRun<S>&);
   void (*outputs)(const WinogradOutput<S>&);
   void (*weights)(const S* taps, int64_t frequency, S* out);  // [taps][mr] to [36][mr], `frequency` apart
   void (*weight_gradients)(const S* places, int64_t frequency, int64_t n, int64_t pitch, S* dweight);
@@ -136,6 +139,7 @@ struct CellBackwardRun : CellRun<S> {
 
 template <class S>
 struct Kernels {
+  int64_t lanes;   // of a vector
   int64_t mr;      // weight rows of the correlation's register tile
   int64_t dm, dk;  // rows and taps of the weight gradient's
 

@@ -25,95 +25,88 @@ struct WinogradTiles {
   int64_t columns() const { return ceil_div(image[1], size); }
   int64_t of_image() const { return rows() * columns(); }
   int64_t total() const { return batch * of_image(); }
-  int64_t blocks() const { return ceil_div(total(), kWinogradTiles); }
-  int64_t in_block(int64_t block) const { return std::min(kWinogradTiles, total() - block * kWinogradTiles); }
 };
 
-// Neighbouring tiles of one row of one image that are in one block, there from the q-th on.
+// Neighbouring tiles of one row of one image, the first one at place q of its block.
 struct TileRun {
   int64_t b, row, column, count, block, q;
 };
 
-// Of the tiles first to last - 1 in the order of blocks.
+// Of tiles first to last - 1, cut into blocks of `size`, in their order.
 template <class F>
-void each_run(const WinogradTiles& tiles, int64_t first, int64_t last, F&& f) {
+void each_run(const WinogradTiles& tiles, int64_t first, int64_t last, int64_t size, F&& f) {
   for (int64_t tile = first; tile < last;) {
     const int64_t b = tile / tiles.of_image(), in_image = tile % tiles.of_image();
-    const int64_t row = in_image / tiles.columns(), column = in_image % tiles.columns(), q = tile % kWinogradTiles;
-    const int64_t count = std::min({tiles.columns() - column, kWinogradTiles - q, last - tile});
-    f(TileRun{b, row, column, count, tile / kWinogradTiles, q});
+    const int64_t row = in_image / tiles.columns(), column = in_image % tiles.columns(), q = tile % size;
+    const int64_t count = std::min({tiles.columns() - column, size - q, last - tile});
+    f(TileRun{b, row, column, count, tile / size, q});
     tile += count;
   }
 }
 
-// Values at the 36 places of a block's tiles: [blocks][36][channels][48]. A cache line more between places, since a
-// power of two would put all 36 into the same set of the cache (measured: a transform took ten times as long).
+// Channels of packed images, from the first pixel of their first tile on.
+template <class S>
+struct Planes {
+  const S* data;
+  int64_t image, plane, pitch, channels;
+};
+
+template <class S>
+Planes<S> planes_of(const Packing& packing, const S* data, const int64_t (&origin)[2]) {
+  return {data + origin[0] * packing.pitch + origin[1], packing.image(), packing.plane(), packing.pitch,
+          packing.channels};
+}
+
+// Values at the 36 places of a block's tiles: [blocks][36][channels][48]. Places are so many cache lines apart that 36
+// of them, of some channels, do not meet in the same sets of the first-level cache (measured: at a multiple of 4 KB a
+// transform takes ten times as long).
 template <class S>
 struct Places {
   S* data = nullptr;
   int64_t channels = 0;
 
-  int64_t frequency() const { return channels * kWinogradTiles + 16; }
-  int64_t of_block() const { return kWinogradPlaces * frequency(); }
-  S* at(int64_t block, int64_t channel, int64_t q) const {
-    return data + block * of_block() + channel * kWinogradTiles + q;
+  int64_t frequency() const {
+    const int64_t lines = channels * kWinogradTiles / 16;
+    return (lines + (13 - lines % 16 + 16) % 16) * 16;
   }
-  int64_t size(const WinogradTiles& tiles) const { return checked_product("scratch", {tiles.blocks(), of_block()}); }
+  int64_t block() const { return kWinogradPlaces * frequency(); }
+  S* at(int64_t of_block, int64_t channel, int64_t q) const {
+    return data + of_block * block() + channel * kWinogradTiles + q;
+  }
 };
 
-// Lanes without a tile, or whose sample is inactive, are zero: the weights' gradient sums over all of them.
+// Channels first to last - 1 of a run's tiles to their places. room: tiles from the run's first on that may be
+// overwritten.
 template <class S>
-void clear_tiles(const Places<S>& places, int64_t block, int64_t channel, int64_t channels, int64_t q, int64_t count) {
-  for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-    for (int64_t i = channel; i < channel + channels; ++i) {
-      std::fill_n(places.at(block, i, q) + place * places.frequency(), count, S(0));
-    }
-  }
+void transform_run(void (*transform)(const WinogradRun<S>&), int64_t size, const TileRun& run, const Planes<S>& planes,
+                   int64_t first, int64_t last, int64_t room, S* to, int64_t frequency) {
+  const S* from =
+      planes.data + run.b * planes.image + first * planes.plane + size * (run.row * planes.pitch + run.column);
+  transform({from, planes.plane, planes.pitch, last - first, run.count, to, frequency, room});
 }
 
-// Channels of one packed image, from the first pixel of its first tile on.
-template <class S>
-struct Planes {
-  const S* data;
-  int64_t plane, pitch, channels;
-};
-
-// Image b, or zeros without planes, to its places, those of its first channel at `channel`.
-template <class S>
-void transform_image(void (*transform)(const WinogradRun<S>&), const WinogradTiles& tiles, int64_t b,
-                     const Planes<S>& image, const Places<S>& places, int64_t channel) {
-  constexpr int64_t kTogether = 4;  // channels whose places stay in the first-level cache until their lines are full
-  const int64_t end = (b + 1) * tiles.of_image();
-  for (int64_t first = 0; first < image.channels; first += kTogether) {
-    const int64_t channels = std::min(kTogether, image.channels - first);
-    each_run(tiles, end - tiles.of_image(), end, [&](const TileRun& run) {
-      if (!image.data) return clear_tiles(places, run.block, channel + first, channels, run.q, run.count);
-      const S* from = image.data + first * image.plane + tiles.size * (run.row * image.pitch + run.column);
-      const int64_t in_image = run.row * tiles.columns() + run.column;
-      transform({from, image.plane, image.pitch, channels, run.count, places.at(run.block, channel + first, run.q),
-                 places.frequency(), std::min(kWinogradTiles - run.q, tiles.of_image() - in_image)});
-    });
-  }
-  const int64_t last = tiles.blocks() - 1, tail = tiles.in_block(last);
-  if (b == tiles.batch - 1) clear_tiles(places, last, channel, image.channels, tail, kWinogradTiles - tail);
-}
+constexpr int64_t kTogether = 4;  // channels whose places stay in the first-level cache until their lines are full
 
 // ------------------------------------------------------------------------------------------------------- the products
 // rows x count weights at their places, and the correlation with them.
 template <class S>
 class WinogradProducts {
  public:
-  static constexpr int64_t kRows = 32;  // of a task: with 80 channels, 220 KB in the second-level cache
-
   WinogradProducts(const WinogradTiles& tiles, int64_t rows, int64_t count)
-      : tiles_(tiles), rows_(rows), count_(count) {}
+      : tiles_(tiles), rows_(rows), count_(count) {
+    const int64_t of_tile = kWinogradPlaces * static_cast<int64_t>(sizeof(S));
+    const bool whole = of_tile * count * kWinogradTiles <= kMostPatches;
+    block_ = whole ? kWinogradTiles : kNarrow;
+    chunk_ = of_tile * count * block_ <= kMostPatches ? count : 64;
+    rows_at_once_ = chunk_ == count ? 32 : 96;
+  }
 
   void take(Arena& arena) { weights_ = arena.take<S>(kWinogradPlaces * frequency()); }
 
   // taps_at(row, k) points at the taps of a weight.
   template <class TapsAt>
   void prepare(bool flipped, int64_t k_first, int64_t k_last, int workers, TapsAt&& taps_at) {
-    const int64_t mr = kernels_.mr, taps = (7 - tiles_.size) * (7 - tiles_.size);
+    const int64_t mr = kernels_->mr, taps = (7 - tiles_.size) * (7 - tiles_.size);
     parallel_for(ceil_div(rows_, mr), workers, [&](int64_t panel, int) {
       S of_panel[25 * 8];
       for (int64_t k = k_first; k < k_last; ++k) {
@@ -129,44 +122,86 @@ class WinogradProducts {
     });
   }
 
-  // Memory of a worker: the products of kRows rows, and `together` rows of pixels of one run.
+  // Memory of a worker: patches, their products with some rows, and `together` rows of pixels of one run.
   int64_t scratch_size(int64_t together) const {
-    return round_up(products_size() + together * tiles_.size * tiles_.size * kWinogradTiles + tiles_.size * kSlack, 16);
+    return patches().block() + products_size() +
+           round_up(together * tiles_.size * tiles_.size * kWinogradTiles + tiles_.size * kSlack, 16);
   }
 
-  // `consume` is handed `together` rows at a time, a divisor of the rows.
-  void run(const Places<S>& places, const std::vector<uint8_t>& active, int64_t together, int workers, S* scratch,
-           int64_t scratch_stride, const typename Convolutions<S>::Consume& consume) const {
-    const int64_t groups = ceil_div(rows_, kRows);
-    parallel_for(tiles_.blocks() * groups, workers, [&](int64_t task, int worker) {
-      const int64_t block = task / groups, m0 = task % groups * kRows, m1 = std::min(m0 + kRows, rows_);
-      const int64_t first = block * kWinogradTiles, last = first + tiles_.in_block(block);
-      const auto is_active = [&](int64_t tile) { return active[static_cast<size_t>(tile / tiles_.of_image())] != 0; };
-      bool any = false;
-      for (int64_t b = first / tiles_.of_image(); b <= (last - 1) / tiles_.of_image(); ++b) {
-        any = any || active[static_cast<size_t>(b)];
-      }
-      if (!any) return;
-      S* products = scratch + worker * scratch_stride;
+  // Of rows [row0, row1), the first one at a panel's beginning. `consume` is handed `together` of them at a time, a
+  // divisor of their number.
+  void run(int64_t row0, int64_t row1, const std::vector<Planes<S>>& sources, const std::vector<uint8_t>& active,
+           int64_t together, int workers, S* scratch, int64_t scratch_stride,
+           const typename Convolutions<S>::Consume& consume) const {
+    const int64_t size = block_for(workers), blocks = ceil_div(tiles_.total(), size);
+    const int64_t groups = ceil_div(row1 - row0, rows_at_once_), parts = blocks < 2 * workers ? groups : 1;
+    parallel_for(blocks * parts, workers, [&](int64_t task, int worker) {
+      const int64_t first = task / parts * size, last = std::min(first + size, tiles_.total()), part = task % parts;
+      if (!any_active(active, first, last)) return;
+      Places<S> patches = this->patches();
+      patches.data = scratch + worker * scratch_stride;
+      S* products = patches.data + patches.block();
       S* image = products + products_size();
-      kernels_.winograd_product({weights_ + m0 * count_, frequency(), places.at(block, 0, 0), places.frequency(),
-                                 m1 - m0, count_, last - first, products, products_frequency()});
-      each_run(tiles_, first, last, [&](const TileRun& run) {
-        if (!is_active(first + run.q)) return;
-        for (int64_t m = m0; m < m1; m += together) {
-          put_run(run, m, m + together, products + (m - m0) * kWinogradTiles + run.q, image, consume);
+      if (chunk_ == count_) transform(sources, first, last, size, 0, count_, patches);
+      for (int64_t group = part; group < groups; group += parts) {
+        const int64_t m0 = row0 + group * rows_at_once_, m1 = std::min(m0 + rows_at_once_, row1);
+        for (int64_t k = 0; k < count_; k += chunk_) {
+          const int64_t k1 = std::min(k + chunk_, count_);
+          if (chunk_ < count_) transform(sources, first, last, size, k, k1, patches);
+          kernels_->winograd_product({weights_ + m0 * count_ + k * kernels_->mr, frequency(), count_ * kernels_->mr,
+                                      patches.data, patches.frequency(), m1 - m0, k1 - k, last - first, products,
+                                      products_frequency(), k > 0});
         }
-      });
+        each_run(tiles_, first, last, size, [&](const TileRun& run) {
+          if (!active[static_cast<size_t>(run.b)]) return;
+          for (int64_t m = m0; m < m1; m += together) {
+            put_run(run, m, m + together, products + (m - m0) * kWinogradTiles + run.q, image, consume);
+          }
+        });
+      }
     });
   }
 
  private:
-  static constexpr int64_t kSlack = 64;  // a vector of tiles, which outputs may reach beyond the last one
+  static constexpr int64_t kSlack = 64;               // a vector of tiles, which outputs may reach beyond the last one
+  static constexpr int64_t kMostPatches = 640 << 10;  // bytes of patches that are kept in the second-level cache
+  static constexpr int64_t kNarrow = 32;              // tiles of a block where 48 would be too many
 
-  const WinogradKernels<S>& kernels() const { return kernels_.winograd[tiles_.size == 4 ? 0 : 1]; }
-  int64_t frequency() const { return round_up(rows_, kernels_.mr) * count_ + 16; }
+  const WinogradKernels<S>& kernels() const { return kernels_->winograd[tiles_.size == 4 ? 0 : 1]; }
+  int64_t frequency() const { return round_up(rows_, kernels_->mr) * count_ + 16; }
+  int64_t products_frequency() const { return rows_at_once_ * kWinogradTiles + 16; }
   int64_t products_size() const { return kWinogradPlaces * products_frequency() + kSlack; }
-  int64_t products_frequency() const { return kRows * kWinogradTiles + 16; }
+  Places<S> patches() const { return {nullptr, chunk_}; }
+
+  // Smaller blocks where they are shared out more evenly. Any cut gives the same numbers.
+  int64_t block_for(int workers) const {
+    const auto rounds = [&](int64_t size) { return ceil_div(ceil_div(tiles_.total(), size), workers) * size; };
+    return rounds(kNarrow) < rounds(block_) ? kNarrow : block_;
+  }
+
+  bool any_active(const std::vector<uint8_t>& active, int64_t first, int64_t last) const {
+    for (int64_t b = first / tiles_.of_image(); b <= (last - 1) / tiles_.of_image(); ++b) {
+      if (active[static_cast<size_t>(b)]) return true;
+    }
+    return false;
+  }
+
+  // Channels k0 to k1 - 1 of all sources one behind the other. What an inactive sample left in its tiles is harmless:
+  // no product crosses tiles.
+  void transform(const std::vector<Planes<S>>& sources, int64_t first, int64_t last, int64_t size, int64_t k0,
+                 int64_t k1, Places<S> patches) const {
+    int64_t at = 0;
+    for (const Planes<S>& planes : sources) {
+      const int64_t end = std::min(k1, at + planes.channels);
+      for (int64_t k = std::max(k0, at); k < end; k += kTogether) {
+        each_run(tiles_, first, last, size, [&](const TileRun& run) {
+          transform_run(kernels().patches, tiles_.size, run, planes, k - at, std::min(k + kTogether, end) - at,
+                        kWinogradTiles - run.q, patches.at(0, k - k0, run.q), patches.frequency());
+        });
+      }
+      at += planes.channels;
+    }
+  }
 
   // Rows of pixels lie as they do in the image; where tiles are a piece of an image's row, each row goes by itself.
   void put_run(const TileRun& run, int64_t m0, int64_t m1, const S* products, S* image,
@@ -188,10 +223,112 @@ class WinogradProducts {
     }
   }
 
+  const Kernels<S>* kernels_ = &cpu::kernels().get<S>();
+  WinogradTiles tiles_;
+  int64_t rows_, count_;
+  // Tiles of a block, channels that are transformed at once, and rows whose products are kept at once.
+  int64_t block_, chunk_, rows_at_once_;
+  S* weights_ = nullptr;
+};
+
+// ------------------------------------------------------------------------------------------- gradients of the weights
+// The patches of all tiles, [blocks][36][channels][48], and the transformed gradient, [blocks][groups][36][48][lanes],
+// go through the third-level cache; the sum over tiles stays in registers.
+template <class S>
+class WinogradWeightGradients {
+ public:
+  WinogradWeightGradients(const WinogradTiles& tiles, int64_t rows, int64_t count)
+      : tiles_(tiles), rows_(rows), count_(count), patches_{nullptr, count} {}
+
+  void take(Arena& arena) {
+    sums_ = arena.take<S>(kWinogradPlaces * frequency());
+    patches_.data = arena.take<S>(checked_product("scratch", {blocks(), patches_.block()}));
+    gradients_ = arena.take<S>(checked_product("scratch", {blocks(), groups(), group()}));
+  }
+
+  void clear() { std::fill_n(sums_, kWinogradPlaces * frequency(), S(0)); }
+
+  void add(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active,
+           int workers) {
+    int64_t at = 0;
+    for (const Planes<S>& planes : sources) {
+      transform_patches(planes, active, workers, at);
+      at += planes.channels;
+    }
+    transform_gradient(dz, active, workers);
+    constexpr int64_t kGroups = 3;
+    const int64_t tasks = ceil_div(groups(), kGroups);
+    parallel_for(kWinogradPlaces * tasks, workers, [&](int64_t task, int) {
+      const int64_t place = task / tasks, first = task % tasks * kGroups, last = std::min(first + kGroups, groups());
+      kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
+                                  gradients_ + first * group() + place * kWinogradTiles * kernels_.lanes,
+                                  patches_.block(), groups() * group(), group(), tiles_.total(), count_, last - first,
+                                  sums_ + place * frequency() + first * kernels_.lanes, pitch()});
+    });
+  }
+
+  // To dweight [rows, channels, taps], which are those from `first` on.
+  void finish(int64_t first, int64_t channels, int workers, S* dweight) const {
+    const int64_t taps = (7 - tiles_.size) * (7 - tiles_.size);
+    parallel_for(channels, workers, [&](int64_t channel, int) {
+      kernels().weight_gradients(sums_ + (first + channel) * pitch(), frequency(), rows_, channels * taps,
+                                 dweight + channel * taps);
+    });
+  }
+
+ private:
+  const WinogradKernels<S>& kernels() const { return kernels_.winograd[tiles_.size == 4 ? 0 : 1]; }
+  int64_t blocks() const { return ceil_div(tiles_.total(), kWinogradTiles); }
+  int64_t groups() const { return ceil_div(rows_, kernels_.lanes); }
+  int64_t group() const { return kWinogradPlaces * kWinogradTiles * kernels_.lanes; }
+  int64_t pitch() const { return groups() * kernels_.lanes; }
+  int64_t frequency() const { return count_ * pitch() + 16; }
+
+  // The sum goes over all tiles, so those of an inactive sample are zero.
+  void transform_patches(const Planes<S>& planes, const std::vector<uint8_t>& active, int workers, int64_t at) const {
+    const int64_t tasks = ceil_div(planes.channels, kTogether), tiles = tiles_.of_image();
+    parallel_for(tiles_.batch * tasks, workers, [&](int64_t task, int) {
+      const int64_t b = task / tasks, k = task % tasks * kTogether, end = std::min(k + kTogether, planes.channels);
+      each_run(tiles_, b * tiles, (b + 1) * tiles, kWinogradTiles, [&](const TileRun& run) {
+        S* to = patches_.at(run.block, at + k, run.q);
+        if (active[static_cast<size_t>(b)]) {  // the next sample's tiles are another task's
+          const int64_t left = tiles - (run.row * tiles_.columns() + run.column);
+          transform_run(kernels().patches, tiles_.size, run, planes, k, end, std::min(kWinogradTiles - run.q, left), to,
+                        patches_.frequency());
+          return;
+        }
+        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+          for (int64_t i = 0; i < end - k; ++i) {
+            std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.count, S(0));
+          }
+        }
+      });
+    });
+  }
+
+  void transform_gradient(const Planes<S>& dz, const std::vector<uint8_t>& active, int workers) const {
+    const int64_t tiles = tiles_.of_image(), lanes = kernels_.lanes;
+    parallel_for(tiles_.batch * groups(), workers, [&](int64_t task, int) {
+      const int64_t b = task / groups(), of_group = task % groups(), first = of_group * lanes;
+      each_run(tiles_, b * tiles, (b + 1) * tiles, kWinogradTiles, [&](const TileRun& run) {
+        S* to = gradients_ + (run.block * groups() + of_group) * group() + run.q * lanes;
+        if (active[static_cast<size_t>(b)]) {
+          transform_run(kernels().gradients, tiles_.size, run, dz, first, std::min(first + lanes, rows_), run.count, to,
+                        kWinogradTiles * lanes);
+          return;
+        }
+        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+          std::fill_n(to + place * kWinogradTiles * lanes, run.count * lanes, S(0));
+        }
+      });
+    });
+  }
+
   const Kernels<S>& kernels_ = cpu::kernels().get<S>();
   const WinogradTiles tiles_;
   const int64_t rows_, count_;
-  S* weights_ = nullptr;
+  Places<S> patches_;
+  S *gradients_ = nullptr, *sums_ = nullptr;
 };
 
 // --------------------------------------------------------------------------------------------------------- all of it
@@ -208,11 +345,28 @@ class WinogradConvolutions final : public Convolutions<S> {
         workers_(workers),
         rows_(set.sources[0].out_channels),
         tiles_{7 - set.sources[0].kernel[0], set.batch, {set.sources[0].out[0], set.sources[0].out[1]}},
-        outputs_(tiles_, rows_, channels_of(set)) {
-    take_forward(arena);
-    if (wanted.gradient) take_backward(arena);
-    if (wanted.input_gradients[0] || wanted.input_gradients[1]) scratch_ = outputs_.scratch_size(1);
-    if (wanted.outputs) scratch_ = std::max(scratch_, outputs_.scratch_size(set.interleave));
+        outputs_(tiles_, rows_, channels_of(set)),
+        weight_gradients_(tiles_, rows_, channels_of(set)),
+        gradient_(packing_of_gradient()) {
+    const bool reads = wanted.outputs || wanted.any_weight_gradient();
+    int64_t first = 0;
+    for (size_t i = 0; i < set.sources.size(); ++i) {
+      const ConvolutionShape& conv = set.sources[i];
+      Part& part = parts_.emplace_back(Part{conv, first, packing_of_source(conv)});
+      if (reads) part.packed = arena.take<S>(checked_product("scratch", {set.batch, part.packing.image()}));
+      first += conv.in_channels;
+    }
+    join_gradients();
+    for (Joint& joint : joints_) {
+      joint.products.take(arena);
+      scratch_ = std::max(scratch_, joint.products.scratch_size(1));
+    }
+    if (wanted.outputs) {
+      outputs_.take(arena);
+      scratch_ = std::max(scratch_, outputs_.scratch_size(set.interleave));
+    }
+    if (wanted.any_weight_gradient()) weight_gradients_.take(arena);
+    if (wanted.gradient) dz_ = arena.take<S>(checked_product("scratch", {set.batch, gradient_.image()}));
     of_workers_ = arena.take<S>(scratch_ * workers);
   }
 
@@ -227,111 +381,74 @@ class WinogradConvolutions final : public Convolutions<S> {
           return weights[i] + ((row % groups * (rows_ / groups) + row / groups) * in + k - part.first) * taps;
         });
       }
-      if (wanted_.input_gradients[i]) {
-        part.gradient.prepare(true, 0, rows_, workers_,
-                              [&](int64_t row, int64_t k) { return weights[i] + (k * in + row) * taps; });
-      }
+    }
+    for (Joint& joint : joints_) {
+      joint.products.prepare(true, 0, rows_, workers_, [&](int64_t row, int64_t k) -> const S* {
+        for (size_t i : joint.parts) {
+          const int64_t in = parts_[i].conv.in_channels, channel = row - parts_[i].gradient_row;
+          if (0 <= channel && channel < in) return weights[i] + (k * in + channel) * taps;
+        }
+        return nullptr;
+      });
     }
     if (dz_) std::fill_n(dz_, set_.batch * gradient_.image(), S(0));  // the borders stay so
-    if (sums_) std::fill_n(sums_, kWinogradPlaces * sums_frequency(), S(0));
+    if (wanted_.any_weight_gradient()) weight_gradients_.clear();
   }
 
-  // Packed plane by plane into a worker's memory and transformed from there.
   void read(int source, const Active& active, const ImageOf& image_of, const S* mask) override {
     const Part& part = parts_[static_cast<size_t>(source)];
-    const int64_t C = part.conv.in_channels, tasks = ceil_div(C, kAtOnce);
-    const Packing& packing = part.packing;
-    parallel_for(set_.batch * tasks, workers_, [&](int64_t task, int worker) {
-      const int64_t b = task / tasks, first = task % tasks * kAtOnce, last = std::min(first + kAtOnce, C);
-      S* planes = packed_ + worker * packed_stride_;
-      const bool is_active = active[static_cast<size_t>(b)];
-      if (is_active) {
-        const Image<const S> image = image_of(b);
-        pack_channels<S>(packing, 0, last - first, {image.at(first, 0).data, image.channel, image.pixel},
-                         mask ? mask + (b * C + first) * part.conv.in_pixels() : nullptr, planes);
-      }
-      transform_image<S>(kernels().patches, tiles_, b,
-                         {is_active ? planes : nullptr, packing.plane(), packing.pitch, last - first}, patches_,
-                         part.first + first);
-    });
+    pack<S>(part.packing, active, image_of, mask, workers_, part.packed);
   }
 
   void outputs(const Active& active, const Consume& consume) override {
-    outputs_.run(patches_, active, set_.interleave, workers_, of_workers_, scratch_, consume);
+    outputs_.run(0, rows_, sources(), active, set_.interleave, workers_, of_workers_, scratch_, consume);
   }
 
   const Packing& gradient_packing() const override { return gradient_; }
   S* gradient() const override { return dz_; }
 
   void add_weight_gradients(const Active& active) override {
-    if (!sums_) return;
-    const Places<S> gradients{of_gradient_, rows_};
-    transform_gradient(kernels().gradients, tiles_, {gradient_.pad_low[0], gradient_.pad_low[1]}, active, gradients);
-    constexpr int64_t kRowsOfTask = 64;
-    const int64_t groups = ceil_div(rows_, kRowsOfTask);
-    parallel_for(kWinogradPlaces * groups, workers_, [&](int64_t task, int) {
-      const int64_t place = task / groups, m = task % groups * kRowsOfTask;
-      for (const Part& part : parts_) {
-        if (!part.dweight) continue;
-        kernels_.winograd_gradient({gradients.at(0, m, 0) + place * gradients.frequency(),
-                                    patches_.at(0, part.first, 0) + place * patches_.frequency(), gradients.of_block(),
-                                    patches_.of_block(), tiles_.blocks(), std::min(kRowsOfTask, rows_ - m),
-                                    part.conv.in_channels, sums_ + place * sums_frequency() + part.first * rows_ + m,
-                                    rows_});
-      }
-    });
+    if (!wanted_.any_weight_gradient()) return;
+    weight_gradients_.add(sources(), planes_of<S>(gradient_, dz_, gradient_.pad_low), active, workers_);
   }
 
   void input_gradients(const Active& active, const InputGradientTarget<S> (&targets)[2]) override {
-    const Places<S> places{of_gradient_, rows_};
-    const Part* transformed = nullptr;
-    for (size_t i = parts_.size(); i-- > 0;) {
-      if (!targets[i].dx.data) continue;
-      const Part& part = parts_[i];
-      if (!transformed || !transformed->reads_gradient_as(part)) {
-        transform_gradient(kernels().patches, part.tiles, part.gradient_origin(gradient_), active, places);
-        transformed = &part;
+    for (const Joint& joint : joints_) {
+      int64_t row0 = joint.rows, row1 = 0;
+      for (size_t i : joint.parts) {
+        if (!targets[i].dx.data) continue;
+        row0 = std::min(row0, parts_[i].gradient_row);
+        row1 = std::max(row1, parts_[i].gradient_row + parts_[i].conv.in_channels);
       }
-      part.gradient.run(places, active, 1, workers_, of_workers_, scratch_,
-                        [&](const Block& block, const S* z, int64_t pitch) {
-                          put_rows(block, z, pitch, part.conv, block.row0, block.column0, targets[i]);
-                        });
+      if (row0 >= row1) continue;
+      const ConvolutionShape& conv = parts_[joint.parts[0]].conv;
+      const int64_t origin[2] = {reach(conv, 0), reach(conv, 1)};
+      joint.products.run(row0, row1, {planes_of<S>(gradient_, dz_, origin)}, active, 1, workers_, of_workers_, scratch_,
+                         [&](const Block& block, const S* z, int64_t pitch) {
+                           for (size_t i : joint.parts) put_part(parts_[i], block, z, pitch, targets[i]);
+                         });
     }
   }
 
   void finish_weight_gradients() override {
-    if (!sums_) return;
-    parallel_for(channels_of(set_), workers_, [&](int64_t k, int) {
-      for (const Part& part : parts_) {
-        const int64_t in = part.conv.in_channels, channel = k - part.first;
-        if (!part.dweight || channel < 0 || channel >= in) continue;
-        kernels().weight_gradients(sums_ + k * rows_, sums_frequency(), rows_, in * part.conv.taps(),
-                                   part.dweight + channel * part.conv.taps());
-      }
-    });
+    for (const Part& part : parts_) {
+      if (part.dweight) weight_gradients_.finish(part.first, part.conv.in_channels, workers_, part.dweight);
+    }
   }
 
  private:
-  static constexpr int64_t kAtOnce = 16;  // channels of a task: with channels last, a cache line's
-
   struct Part {
     ConvolutionShape conv;
-    int64_t first;        // its channels among all
-    Packing packing;      // of the source
-    WinogradTiles tiles;  // of its gradient
-    WinogradProducts<S> gradient;
-    S* dweight = nullptr;
-
-    bool reads_gradient_as(const Part& other) const {
-      return tiles.image[0] == other.tiles.image[0] && tiles.image[1] == other.tiles.image[1] &&
-             conv.pad_low[0] == other.conv.pad_low[0] && conv.pad_low[1] == other.conv.pad_low[1];
-    }
-    // Where, in the packed gradient, the first patch begins: so far before its first pixel as the flipped kernel
-    // reaches.
-    std::array<int64_t, 2> gradient_origin(const Packing& packing_of_gradient) const {
-      return {packing_of_gradient.pad_low[0] - (conv.kernel[0] - 1 - conv.pad_low[0]),
-              packing_of_gradient.pad_low[1] - (conv.kernel[1] - 1 - conv.pad_low[1])};
-    }
+    int64_t first;  // its channels among all
+    Packing packing;
+    S *packed = nullptr, *dweight = nullptr;
+    int64_t gradient_row = 0;  // its channels among the rows of its joint
+  };
+  // The gradients of sources that read the same patches of z's gradient: they are transformed once for both.
+  struct Joint {
+    std::vector<size_t> parts;
+    int64_t rows;
+    WinogradProducts<S> products;
   };
 
   static int64_t channels_of(const ConvolutionSet& set) {
@@ -340,47 +457,35 @@ class WinogradConvolutions final : public Convolutions<S> {
     return channels;
   }
 
-  const WinogradKernels<S>& kernels() const { return kernels_.winograd[tiles_.size == 4 ? 0 : 1]; }
-  int64_t sums_frequency() const { return channels_of(set_) * rows_ + 16; }
+  // Pixels that the patches of `outputs` pixels span.
+  int64_t span(int64_t outputs) const { return round_up(outputs, tiles_.size) + 6 - tiles_.size; }
 
-  // Pixels that the patches of so many tiles span.
-  static int64_t span(int64_t tiles, int64_t size) { return tiles * size + 6 - size; }
-
-  void take_forward(Arena& arena) {
-    int64_t first = 0, plane = 0;
-    for (const ConvolutionShape& conv : set_.sources) {
-      const Packing packing{conv.in_channels,
-                            {conv.in[0], conv.in[1]},
-                            {1, 1},
-                            {conv.pad_low[0], conv.pad_low[1]},
-                            {{0}, {0}},
-                            std::max(span(tiles_.rows(), tiles_.size), conv.pad_low[0] + conv.in[0]),
-                            std::max(span(tiles_.columns(), tiles_.size), conv.pad_low[1] + conv.in[1])};
-      const WinogradTiles of_gradient{tiles_.size, set_.batch, {conv.in[0], conv.in[1]}};
-      parts_.push_back({conv, first, packing, of_gradient, {of_gradient, conv.in_channels, rows_}});
-      first += conv.in_channels;
-      plane = std::max(plane, std::min(conv.in_channels, kAtOnce) * packing.plane());
-    }
-    if (wanted_.outputs) outputs_.take(arena);
-    if (!wanted_.outputs && !wanted_.any_weight_gradient()) return;
-    packed_stride_ = plane;
-    packed_ = arena.take<S>(checked_product("scratch", {plane, workers_}));
-    patches_.channels = first;
-    patches_.data = arena.take<S>(patches_.size(tiles_));
+  Packing packing_of_source(const ConvolutionShape& conv) const {
+    return {conv.in_channels,
+            {conv.in[0], conv.in[1]},
+            {1, 1},
+            {conv.pad_low[0], conv.pad_low[1]},
+            {{0}, {0}},
+            std::max(span(conv.out[0]), conv.pad_low[0] + conv.in[0]),
+            std::max(span(conv.out[1]), conv.pad_low[1] + conv.in[1])};
   }
+
+  // Pixels of zero before z's gradient that the flipped kernel reaches. Padding wider than the kernel needs none.
+  static int64_t before(const ConvolutionShape& conv, int axis) { return conv.kernel[axis] - 1 - conv.pad_low[axis]; }
+
+  // Where in the packed gradient the first patch of a source's gradient begins.
+  int64_t reach(const ConvolutionShape& conv, int axis) const { return gradient_.pad_low[axis] - before(conv, axis); }
 
   Packing packing_of_gradient() const {
     const ConvolutionShape& first = set_.sources[0];
     Packing packing{rows_, {first.out[0], first.out[1]}, {1, 1}, {0, 0}, {{0}, {0}}, 0, 0};
     int64_t extent[2];
     for (int axis = 0; axis < 2; ++axis) {
+      int64_t& low = packing.pad_low[axis];
+      for (const ConvolutionShape& conv : set_.sources) low = std::max(low, before(conv, axis));
+      extent[axis] = low + round_up(first.out[axis], tiles_.size);
       for (const ConvolutionShape& conv : set_.sources) {
-        packing.pad_low[axis] = std::max(packing.pad_low[axis], conv.kernel[axis] - 1 - conv.pad_low[axis]);
-      }
-      extent[axis] = packing.pad_low[axis] + round_up(first.out[axis], tiles_.size);
-      for (const ConvolutionShape& conv : set_.sources) {
-        const int64_t origin = packing.pad_low[axis] - (conv.kernel[axis] - 1 - conv.pad_low[axis]);
-        extent[axis] = std::max(extent[axis], origin + span(ceil_div(conv.in[axis], tiles_.size), tiles_.size));
+        extent[axis] = std::max(extent[axis], low - before(conv, axis) + span(conv.in[axis]));
       }
     }
     packing.rows = extent[0];
@@ -388,46 +493,55 @@ class WinogradConvolutions final : public Convolutions<S> {
     return packing;
   }
 
-  void take_backward(Arena& arena) {
-    gradient_ = packing_of_gradient();
-    dz_ = arena.take<S>(checked_product("scratch", {set_.batch, gradient_.image()}));
-    const Places<S> places{nullptr, rows_};
-    int64_t size = wanted_.any_weight_gradient() ? places.size(tiles_) : 0;
-    for (size_t i = 0; i < parts_.size(); ++i) {
+  // The last source first: the state's gradient is wanted at every step.
+  void join_gradients() {
+    const int64_t mr = cpu::kernels().get<S>().mr;
+    for (size_t i = parts_.size(); i-- > 0;) {
       if (!wanted_.input_gradients[i]) continue;
-      parts_[i].gradient.take(arena);
-      size = std::max(size, places.size(parts_[i].tiles));
+      Part& part = parts_[i];
+      if (!joints_.empty() && is_alike(parts_[joints_.back().parts[0]].conv, part.conv)) {
+        part.gradient_row = round_up(joints_.back().rows, mr);
+        joints_.back().parts.push_back(i);
+      } else {
+        joints_.push_back({{i}, 0, {tiles_, 0, 0}});
+      }
+      Joint& joint = joints_.back();
+      joint.rows = part.gradient_row + part.conv.in_channels;
+      joint.products = {{tiles_.size, set_.batch, {part.conv.in[0], part.conv.in[1]}}, joint.rows, rows_};
     }
-    of_gradient_ = arena.take<S>(size);
-    if (wanted_.any_weight_gradient()) sums_ = arena.take<S>(kWinogradPlaces * sums_frequency());
+  }
+  static bool is_alike(const ConvolutionShape& a, const ConvolutionShape& b) {
+    return std::equal(a.in, a.in + 2, b.in) && std::equal(a.pad_low, a.pad_low + 2, b.pad_low);
   }
 
-  void transform_gradient(void (*transform)(const WinogradRun<S>&), const WinogradTiles& tiles,
-                          const std::array<int64_t, 2>& origin, const Active& active, const Places<S>& places) {
-    const int64_t tasks = ceil_div(rows_, kAtOnce);
-    parallel_for(set_.batch * tasks, workers_, [&](int64_t task, int) {
-      const int64_t b = task / tasks, first = task % tasks * kAtOnce;
-      const S* planes =
-          dz_ + b * gradient_.image() + first * gradient_.plane() + origin[0] * gradient_.pitch + origin[1];
-      transform_image<S>(transform, tiles, b,
-                         {active[static_cast<size_t>(b)] ? planes : nullptr, gradient_.plane(), gradient_.pitch,
-                          std::min(kAtOnce, rows_ - first)},
-                         places, first);
-    });
+  static void put_part(const Part& part, const Block& block, const S* z, int64_t pitch,
+                       const InputGradientTarget<S>& target) {
+    const int64_t channel = block.m0 - part.gradient_row;
+    if (!target.dx.data || channel < 0 || channel >= part.conv.in_channels) return;
+    Block own = block;
+    own.m0 = channel;
+    own.m1 = channel + 1;
+    put_rows(own, z, pitch, part.conv, block.row0, block.column0, target);
   }
 
-  const Kernels<S>& kernels_ = cpu::kernels().get<S>();
+  std::vector<Planes<S>> sources() const {
+    std::vector<Planes<S>> list;
+    for (const Part& part : parts_) list.push_back(planes_of<S>(part.packing, part.packed, {0, 0}));
+    return list;
+  }
+
   const ConvolutionSet set_;
   const Wanted wanted_;
   const int workers_;
   const int64_t rows_;
   const WinogradTiles tiles_;
   WinogradProducts<S> outputs_;
+  WinogradWeightGradients<S> weight_gradients_;
+  const Packing gradient_;
   std::vector<Part> parts_;
-  Packing gradient_{};
-  Places<S> patches_;
-  S *packed_ = nullptr, *dz_ = nullptr, *of_gradient_ = nullptr, *sums_ = nullptr, *of_workers_ = nullptr;
-  int64_t packed_stride_ = 0, scratch_ = 0;
+  std::vector<Joint> joints_;
+  S *dz_ = nullptr, *of_workers_ = nullptr;
+  int64_t scratch_ = 0;
 };
 
 }  // namespace fusecell::cpu

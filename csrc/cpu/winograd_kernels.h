@@ -206,16 +206,6 @@ FUSECELL_HD void transform_weight_gradient(const V (&u)[6], V (&w)[5]) {
 }
 
 // ------------------------------------------------------------------------------------------------- patches and tiles
-// Stores what a vector holds of `room` lanes; the others would be another channel's.
-template <class S>
-FUSECELL_HD void store_lanes(S* to, Vector<S> v, int64_t room) {
-  if (room >= kLanes<S>) {
-    store(to, v);
-  } else {
-    for (int64_t l = 0; l < room; ++l) to[l] = v[l];
-  }
-}
-
 // Pixels 0 to K - 1 of each of a vector's tiles; those from M on are the next tiles'.
 template <class S, int M, int K>
 FUSECELL_HD void split_row(const S* row, Vector<S> (&pixel)[K]) {
@@ -235,31 +225,49 @@ FUSECELL_HD void split_row(const S* row, Vector<S> (&pixel)[K]) {
   }
 }
 
-// Of K rows of pixels, K of the columns of each tile: `transform` (from K to 6 values) down the columns, then along.
-// The places where one vector's lanes reach into the next vector's are written again by that one.
+// A vector of tiles of one channel: the transform of K rows of pixels down their columns, then of K columns along the
+// rows, stored `frequency` apart.
 template <class S, int M, int K, class Transform>
-FUSECELL_HD void transform_tiles(const WinogradRun<S>& run, const Transform& transform) {
+FUSECELL_HD void transform_vector(const S* image, int64_t image_row, int64_t columns, const Transform& transform, S* to,
+                                  int64_t frequency) {
   constexpr int64_t L = kLanes<S>;
-  S row[6][(M + 1) * L] = {};
+  S row[6][(M + 1) * L];
+  for (int64_t x = 0; x < columns; x += L) {
+    Vector<S> d[K], u[6];
+#pragma GCC unroll 6
+    for (int i = 0; i < K; ++i) d[i] = load(image + i * image_row + x);
+    transform(d, u);
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) store(row[i] + x, u[i]);
+  }
+  for (int i = 0; i < 6; ++i) {
+    Vector<S> d[K], u[6];
+    split_row<S, M, K>(row[i], d);
+    transform(d, u);
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j, to += frequency) store(to, u[j]);
+  }
+}
+
+// The lanes of one vector that reach into the next one's tiles are written again by that one; what would reach further
+// than there is room is taken from a copy.
+template <class S, int M, int K, class Transform>
+FUSECELL_HD void transform_tiles(const WinogradRun<S>& given, const Transform& transform) {
+  constexpr int64_t L = kLanes<S>;
+  const WinogradRun<S> run = given;  // its own copy: for all the compiler knows, a store could change the other
   for (int64_t channel = 0; channel < run.channels; ++channel) {
     for (int64_t c = 0; c < run.tiles; c += L) {
-      const int64_t left = run.tiles - c, columns = M * (left < L ? left : L) + K - M;
+      const int64_t left = run.tiles - c, columns = M * (left < L ? left : L) + K - M, room = run.room - c;
       const S* from = run.image + channel * run.image_channel + M * c;
-      for (int64_t x = 0; x < columns; x += L) {
-        Vector<S> d[K], u[6];
-#pragma GCC unroll 6
-        for (int i = 0; i < K; ++i) d[i] = load(from + i * run.image_row + x);
-        transform(d, u);
-#pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) store(row[i] + x, u[i]);
-      }
       S* to = run.patches + channel * kWinogradTiles + c;
-      for (int i = 0; i < 6; ++i) {
-        Vector<S> d[K], u[6];
-        split_row<S, M, K>(row[i], d);
-        transform(d, u);
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; ++j) store_lanes<S>(to + (i * 6 + j) * run.frequency, u[j], run.room - c);
+      if (room >= L) {
+        transform_vector<S, M, K>(from, run.image_row, columns, transform, to, run.frequency);
+      } else {
+        S copy[kWinogradPlaces * L];
+        transform_vector<S, M, K>(from, run.image_row, columns, transform, copy, L);
+        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+          for (int64_t l = 0; l < room; ++l) to[place * run.frequency + l] = copy[place * L + l];
+        }
       }
     }
   }
@@ -270,9 +278,56 @@ void winograd_patches(const WinogradRun<S>& run) {
   transform_tiles<S, M, 6>(run, [](const auto& d, auto& u) { transform_patch(d, u); });
 }
 
+// Lanes become rows and rows lanes, by zipping the halves as often as they can be halved.
+template <class S>
+FUSECELL_HD void transpose(Vector<S> (&v)[kLanes<S>]) {
+  constexpr int L = static_cast<int>(kLanes<S>);
+#pragma GCC unroll 4
+  for (int stage = 1; stage < L; stage *= 2) {
+    Vector<S> from[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) from[i] = v[i];
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; ++i) {
+      v[2 * i] = zip_low<S>(from[i], from[i + L / 2]);
+      v[2 * i + 1] = zip_high<S>(from[i], from[i + L / 2]);
+    }
+  }
+}
+
+// As many channels as lanes, which become the lanes of the result: [tiles][lanes] at each place. Channels that are not
+// there are zero.
 template <class S, int M>
-void winograd_gradients(const WinogradRun<S>& run) {
-  transform_tiles<S, M, M>(run, [](const auto& d, auto& u) { transform_gradient(d, u); });
+void winograd_gradients(const WinogradRun<S>& given) {
+  constexpr int64_t L = kLanes<S>;
+  const WinogradRun<S> run = given;
+  const auto transform = [](const auto& d, auto& u) { transform_gradient(d, u); };
+  S places[kWinogradPlaces * L * L];
+  for (int64_t c = 0; c < run.tiles; c += L) {
+    const int64_t left = run.tiles - c, tiles = left < L ? left : L;
+    for (int64_t channel = 0; channel < L; ++channel) {
+      S* to = places + channel * L;
+      if (channel < run.channels) {
+        const S* from = run.image + channel * run.image_channel + M * c;
+        transform_vector<S, M, M>(from, run.image_row, M * tiles, transform, to, L * L);
+      } else {
+        for (int64_t place = 0; place < kWinogradPlaces; ++place) store(to + place * L * L, Vector<S>{});
+      }
+    }
+    for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+      Vector<S> v[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) v[i] = load(places + (place * L + i) * L);
+      transpose<S>(v);
+      S* to = run.patches + place * run.frequency + c * L;
+      if (tiles == L) {
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) store(to + i * L, v[i]);
+      } else {
+        for (int64_t i = 0; i < tiles; ++i) store(to + i * L, v[i]);
+      }
+    }
+  }
 }
 
 // From the last vector of tiles to the first: what one writes beyond the row is the next row's, written again later.
@@ -301,12 +356,20 @@ void winograd_outputs(const WinogradOutput<S>& run) {
 
 // ---------------------------------------------------------------------------------------------------- the products
 template <class S, int kRows, int kVectors>
-FUSECELL_HD void product_tile(const S* weights, const S* patches, int64_t count, S* out) {
+FUSECELL_HD void product_tile(const S* weights, const S* patches, int64_t count, bool accumulate, S* out) {
+  constexpr int64_t L = kLanes<S>;
   Vector<S> sum[kRows][kVectors] = {};
+  if (accumulate) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = load(out + m * kWinogradTiles + v * L);
+    }
+  }
   for (int64_t k = 0; k < count; ++k, weights += Tile<S>::kRows, patches += kWinogradTiles) {
     Vector<S> x[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) x[v] = load(patches + v * kLanes<S>);
+    for (int v = 0; v < kVectors; ++v) x[v] = load(patches + v * L);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 8
@@ -316,129 +379,100 @@ FUSECELL_HD void product_tile(const S* weights, const S* patches, int64_t count,
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store(out + m * kWinogradTiles + v * kLanes<S>, sum[m][v]);
+    for (int v = 0; v < kVectors; ++v) store(out + m * kWinogradTiles + v * L, sum[m][v]);
   }
 }
 
-// One panel of rows over all tiles of a block. Half a register tile's rows are enough for the last panel where a few
-// channels are left.
+// One panel of rows over all tiles of a block, at one place.
 template <class S, int kRows>
-void product_panel(const S* weights, const S* patches, int64_t count, int64_t tiles, S* out) {
+void product_panel(const WinogradProduct<S>& run, const S* weights, const S* patches, S* out) {
   constexpr int64_t L = kLanes<S>, kPixels = Tile<S>::kPixels;
-  for (int64_t q = 0; q < tiles; q += kPixels) {
-    const int64_t left = tiles - q;
+  for (int64_t q = 0; q < run.tiles; q += kPixels) {
+    const int64_t left = run.tiles - q;
     if (left > 2 * L) {
-      product_tile<S, kRows, 3>(weights, patches + q, count, out + q);
+      product_tile<S, kRows, 3>(weights, patches + q, run.count, run.accumulate, out + q);
     } else if (left > L) {
-      product_tile<S, kRows, 2>(weights, patches + q, count, out + q);
+      product_tile<S, kRows, 2>(weights, patches + q, run.count, run.accumulate, out + q);
     } else {
-      product_tile<S, kRows, 1>(weights, patches + q, count, out + q);
+      product_tile<S, kRows, 1>(weights, patches + q, run.count, run.accumulate, out + q);
     }
   }
 }
 
+// Half a register tile's rows, or one row, where no more are left: the gradient of a few input channels.
 template <class S>
 void winograd_product(const WinogradProduct<S>& run) {
   constexpr int kRows = Tile<S>::kRows;
-  for (int64_t xi = 0; xi < kWinogradPlaces; ++xi) {
-    const S* patches = run.patches + xi * run.patches_frequency;
+  for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+    const S* patches = run.patches + place * run.patches_frequency;
     for (int64_t m = 0; m < run.rows; m += kRows) {
-      const S* weights = run.weights + xi * run.weights_frequency + m * run.count;
-      S* out = run.out + xi * run.out_frequency + m * kWinogradTiles;
+      const S* weights = run.weights + place * run.weights_frequency + m / kRows * run.weights_panel;
+      S* out = run.out + place * run.out_frequency + m * kWinogradTiles;
       const int64_t left = run.rows - m;
       if (left > kRows / 2) {
-        product_panel<S, kRows>(weights, patches, run.count, run.tiles, out);
+        product_panel<S, kRows>(run, weights, patches, out);
       } else if (left > 1) {
-        product_panel<S, kRows / 2>(weights, patches, run.count, run.tiles, out);
+        product_panel<S, kRows / 2>(run, weights, patches, out);
       } else {
-        product_panel<S, 1>(weights, patches, run.count, run.tiles, out);
+        product_panel<S, 1>(run, weights, patches, out);
       }
     }
   }
 }
 
 // ----------------------------------------------------------------------------------------- gradients of the weights
-// Rows and taps whose sums stay in registers. Rows are those of one vector's results, or half of them.
-template <class S>
-struct GradientTile {
-#if defined(__AVX512F__)
-  static constexpr int kRows = 8, kTaps = 3;
-#else
-  static constexpr int kRows = kLanes<S> < 4 ? 2 : 4, kTaps = 2;
-#endif
-};
-
-template <class S>
-FUSECELL_HD Vector<S> add_pairs(Vector<S> a, Vector<S> b) {
-  return evens<S>(a, b) + odds<S>(a, b);
-}
-
-// Lane i is the sum over the lanes of v[i], as a tree. kCount: a power of two, at most the number of lanes.
-template <class S, int kCount>
-FUSECELL_HD Vector<S> add_neighbours(const Vector<S>* v) {
-  if constexpr (kCount == 1) {
-    return v[0];
-  } else {
-    return add_pairs<S>(add_neighbours<S, kCount / 2>(v), add_neighbours<S, kCount / 2>(v + kCount / 2));
-  }
-}
-template <class S, int kCount>
-FUSECELL_HD Vector<S> sums_of_lanes(const Vector<S>* v) {
-  Vector<S> sums = add_neighbours<S, kCount>(v);
-  for (int64_t lanes = kCount; lanes < kLanes<S>; lanes *= 2) sums = add_pairs<S>(sums, sums);
-  return sums;
-}
-
-template <class S, int kRows, int kTaps>
-void gradient_tile(const WinogradGradient<S>& run, int64_t m, int64_t k) {
+// Sums over tiles, a row for each channel of the patches and a lane for each of the gradient, stay in registers.
+template <class S, int kRows, int kVectors>
+void gradient_tile(const WinogradGradient<S>& given, const S* patches, const S* gradients, S* out) {
   constexpr int64_t L = kLanes<S>;
-  Vector<S> sum[kTaps][kRows] = {};
-  for (int64_t block = 0; block < run.blocks; ++block) {
-    const S* dz = run.gradients + block * run.gradients_block + m * kWinogradTiles;
-    const S* x = run.patches + block * run.patches_block + k * kWinogradTiles;
-    for (int64_t q = 0; q < kWinogradTiles; q += L) {
-      Vector<S> pixel[kTaps];
+  const WinogradGradient<S> run = given;
+  Vector<S> sum[kRows][kVectors] = {};
+  for (int64_t left = run.tiles; left > 0; left -= kWinogradTiles) {
+    const int64_t tiles = left < kWinogradTiles ? left : kWinogradTiles;
+    for (int64_t q = 0; q < tiles; ++q) {
+      Vector<S> d[kVectors];
 #pragma GCC unroll 8
-      for (int j = 0; j < kTaps; ++j) pixel[j] = load(x + j * kWinogradTiles + q);
+      for (int v = 0; v < kVectors; ++v) d[v] = load(gradients + v * run.gradients_group + q * L);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
-        const Vector<S> d = load(dz + i * kWinogradTiles + q);
 #pragma GCC unroll 8
-        for (int j = 0; j < kTaps; ++j) sum[j][i] += d * pixel[j];
+        for (int v = 0; v < kVectors; ++v) sum[i][v] += patches[i * kWinogradTiles + q] * d[v];
       }
     }
+    patches += run.patches_block;
+    gradients += run.gradients_block;
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kTaps; ++j) {
-    typename Narrow<S, kRows* static_cast<int>(sizeof(S))>::type old, added;
-    const Vector<S> sums = sums_of_lanes<S, kRows>(sum[j]);
-    S* to = run.out + (k + j) * run.out_pitch + m;
-    __builtin_memcpy(&old, to, sizeof old);
-    __builtin_memcpy(&added, &sums, sizeof added);
-    old += added;
-    __builtin_memcpy(to, &old, sizeof old);
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      S* to = out + i * run.out_pitch + v * L;
+      store(to, load(to) + sum[i][v]);
+    }
   }
 }
 
 template <class S, int kRows>
-void gradient_row(const WinogradGradient<S>& run, int64_t m) {
-  constexpr int kTaps = GradientTile<S>::kTaps;
-  int64_t k = 0;
-  for (; k + kTaps <= run.count; k += kTaps) gradient_tile<S, kRows, kTaps>(run, m, k);
-  if (kTaps > 2 && run.count - k == 2) {
-    gradient_tile<S, kRows, 2>(run, m, k);
-  } else if (k < run.count) {
-    gradient_tile<S, kRows, 1>(run, m, k);
+void gradient_rows(const WinogradGradient<S>& run, int64_t k) {
+  const S *patches = run.patches + k * kWinogradTiles, *gradients = run.gradients;
+  S* out = run.out + k * run.out_pitch;
+  switch (run.groups) {
+    case 1:
+      return gradient_tile<S, kRows, 1>(run, patches, gradients, out);
+    case 2:
+      return gradient_tile<S, kRows, 2>(run, patches, gradients, out);
+    default:
+      return gradient_tile<S, kRows, 3>(run, patches, gradients, out);
   }
 }
 
 template <class S>
 void winograd_gradient(const WinogradGradient<S>& run) {
-  constexpr int kRows = GradientTile<S>::kRows;
-  int64_t m = 0;
-  for (; m + kRows <= run.rows; m += kRows) gradient_row<S, kRows>(run, m);
-  for (; kRows > 4 && m + 4 <= run.rows; m += 4) gradient_row<S, 4>(run, m);
-  for (; m < run.rows; ++m) gradient_row<S, 1>(run, m);
+  constexpr int kRows = Tile<S>::kRows;
+  int64_t k = 0;
+  for (; k + kRows <= run.count; k += kRows) gradient_rows<S, kRows>(run, k);
+  for (; k + kRows / 2 <= run.count; k += kRows / 2) gradient_rows<S, kRows / 2>(run, k);
+  for (; k < run.count; ++k) gradient_rows<S, 1>(run, k);
 }
 
 // --------------------------------------------------------------------------------------------------------- weights
