@@ -214,7 +214,11 @@ FUSECELL_HD void split_row(const S* row, Vector<S> (&pixel)[K]) {
   split_tiles<S, M>(row, own);
 #pragma GCC unroll 6
   for (int j = 0; j < M; ++j) pixel[j] = own[j];
-  if constexpr (K > M) {
+  if constexpr (K - M > L) {  // more than one vector behind: two lanes alone
+    for (int j = M; j < K; ++j) {
+      for (int l = 0; l < L; ++l) pixel[j][l] = row[M * l + j];
+    }
+  } else if constexpr (K > M) {
     const Vector<S> behind = load(row + M * L);
 #pragma GCC unroll 6
     for (int j = M; j < K; ++j) {
@@ -231,7 +235,7 @@ template <class S, int M, int K, class Transform>
 FUSECELL_HD void transform_vector(const S* image, int64_t image_row, int64_t columns, const Transform& transform, S* to,
                                   int64_t frequency) {
   constexpr int64_t L = kLanes<S>;
-  S row[6][(M + 1) * L];
+  S row[6][(M + 2) * L];
   for (int64_t x = 0; x < columns; x += L) {
     Vector<S> d[K], u[6];
 #pragma GCC unroll 6
