@@ -142,7 +142,7 @@ namespace fusecell::backend {
 
 using cpu::kernels;
 
-Traits traits() { return {true, false}; }
+Traits traits() { return {true, false, true}; }
 
 void activation_forward(Activation kind, const ActivationParameters<double>& parameters, const Tensor& x,
                         const Tensor& y, const Launch& launch) {

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from fusecell import _dispatch
-from fusecell._typing import Array, Padding, Pair
+from fusecell._typing import Algorithm, Array, Padding, Pair
 from fusecell.ops._arguments import as_array, as_optional_array, convolution_options, wanted_names
 
 
@@ -18,17 +18,18 @@ def conv2d_forward(
     stride: Pair = 1,
     dilation: Pair = 1,
     padding: Padding = "same",
+    algorithm: Algorithm = "auto",
 ) -> Array:
     """A 2-D cross-correlation: x [B, I, H, W], weight [O, I, kh, kw], bias [O] -> y [B, O, H', W'].
 
-    Raises TypeError, ValueError.
+    algorithm: as `conv_lstm_forward` has it. Raises TypeError, ValueError.
     """
     arrays: dict[str, Any] = {
         "x": as_array("x", x),
         "weight": as_array("weight", weight),
         "bias": as_optional_array("bias", bias),
     }
-    options = convolution_options(stride, dilation, padding)
+    options = convolution_options(stride, dilation, padding, algorithm)
     shape = tuple(_dispatch.plan("conv2d", arrays, options)["y"])
     y = _dispatch.empty(shape, arrays["x"].dtype, _dispatch.place_of(arrays))
     _dispatch.run("conv2d", {**arrays, "y": y}, options)
@@ -43,15 +44,16 @@ def conv2d_backward(
     stride: Pair = 1,
     dilation: Pair = 1,
     padding: Padding = "same",
+    algorithm: Algorithm = "auto",
     needs: Collection[str] | None = None,
 ) -> dict[str, Array]:
     """The gradients of `conv2d_forward`: dy [B, O, H', W'] -> a dict with x, weight and bias, or those in `needs`.
 
-    Raises TypeError, ValueError.
+    algorithm: forward's. Raises TypeError, ValueError.
     """
     wanted = wanted_names(needs, ("x", "weight", "bias"))
     arrays = {"x": as_array("x", x), "weight": as_array("weight", weight)}
-    options = convolution_options(stride, dilation, padding)
+    options = convolution_options(stride, dilation, padding, algorithm)
     _dispatch.plan("conv2d", arrays, options)
     shapes = {"x": arrays["x"].shape, "weight": arrays["weight"].shape, "bias": (weight.shape[0],)}
     dtype, place = arrays["x"].dtype, _dispatch.place_of(arrays)
