@@ -37,7 +37,8 @@ def convolution(inputs: int = 4, outputs: int = 4, k: int = 3, dtype: Any = np.f
 
 
 def chosen(op: str, arrays: Options, **options: Any) -> str:
-    return str(_dispatch.plan(op, arrays, options)["algorithm"])
+    plan = _dispatch.plan(op, _dispatch.place_of(arrays), _dispatch.describe_all(arrays), options)
+    return str(plan["algorithm"])
 
 
 AUTO = {
@@ -112,17 +113,23 @@ def test_cuda_has_the_direct_one_alone() -> None:
             ops.conv_lstm_forward(**sequence(), algorithm="winograd")
 
 
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """A list that fills with the core's functions as they are called, and the algorithm that each is told."""
+    seen: list[tuple[str, str]] = []
+    run = _dispatch.run
+
+    def spied(function: str, place: Any, tensors: Any, options: Any, *rest: Any) -> None:
+        seen.append((function, options["algorithm"]))
+        run(function, place, tensors, options, *rest)
+
+    monkeypatch.setattr(_dispatch, "run", spied)
+    return seen
+
+
 @pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    run = _dispatch.run
-
-    def spied(op: str, arrays: Any, options: Any, *rest: Any) -> None:
-        seen.append(options["algorithm"])
-        run(op, arrays, options, *rest)
-
-    monkeypatch.setattr(_dispatch, "run", spied)
+    seen = runs(monkeypatch)
     y, *_, saved = ops.conv_lstm_forward(**sequence(), algorithm=algorithm, save=save)
     ops.conv_lstm_backward(saved, y)
     arrays = sequence()
@@ -130,19 +137,13 @@ def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest
     ops.conv_lstm_step_backward(saved, h)
     y = ops.conv2d_forward(**convolution(), algorithm=algorithm)
     ops.conv2d_backward(y, **convolution(), algorithm=algorithm)
-    assert seen == [algorithm] * 6
+    ways = ("conv_lstm_forward", "conv_lstm_backward") * 2 + ("conv2d_forward", "conv2d_backward")
+    assert seen == [(way, algorithm) for way in ways]
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
 def test_layers_pass_it_on(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    run = _dispatch.run
-
-    def spied(op: str, arrays: Any, options: Any, *rest: Any) -> None:
-        seen.append((op, options["algorithm"]))
-        run(op, arrays, options, *rest)
-
-    monkeypatch.setattr(_dispatch, "run", spied)
+    seen = runs(monkeypatch)
     rng = np.random.default_rng(0)
     net = layers.Sequential(
         [
@@ -151,7 +152,8 @@ def test_layers_pass_it_on(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> N
         ]
     )
     net.backward(net.forward(draw(2, 1, 2, 6, 6)))
-    assert seen == [*[("conv_lstm", algorithm)] * 4, *[("conv2d", algorithm)] * 2, *[("conv_lstm", algorithm)] * 4]
+    ways = ["conv_lstm_forward"] * 4 + ["conv2d_forward", "conv2d_backward"] + ["conv_lstm_backward"] * 4
+    assert seen == [(way, algorithm) for way in ways]
 
 
 def gradients_and_outputs(arrays: Options, algorithm: Any) -> dict[str, bytes]:

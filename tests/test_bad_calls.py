@@ -265,10 +265,11 @@ def test_the_core_refuses_scratch_that_is_too_small_and_unknown_names() -> None:
     before = arrays["y"].copy()
     with pytest.raises(ValueError, match="scratch: expected"):
         _cpu.conv2d_forward(_dispatch.describe_all(arrays), {}, (make(4).ctypes.data, 16, 1, 0, 0))
+    place, described = _dispatch.Place(), _dispatch.describe_all(arrays)
     with pytest.raises(TypeError, match="weigth: expected a known argument"):
-        _dispatch.plan("conv2d", {**arrays, "weigth": arrays["weight"]}, {})
+        _dispatch.plan("conv2d", place, {**described, "weigth": described["weight"]}, {})
     with pytest.raises(TypeError, match="padding: expected"):
-        _dispatch.plan("conv2d", arrays, {"padding": 3})
+        _dispatch.plan("conv2d", place, described, {"padding": 3})
     assert np.array_equal(arrays["y"], before)
 
 

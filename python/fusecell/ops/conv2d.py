@@ -30,9 +30,10 @@ def conv2d_forward(
         "bias": as_optional_array("bias", bias),
     }
     options = convolution_options(stride, dilation, padding, algorithm)
-    shape = tuple(_dispatch.plan("conv2d", arrays, options)["y"])
-    y = _dispatch.empty(shape, arrays["x"].dtype, _dispatch.place_of(arrays))
-    _dispatch.run("conv2d", {**arrays, "y": y}, options)
+    place, inputs = _dispatch.place_of(arrays), _dispatch.describe_all(arrays)
+    plan = _dispatch.plan("conv2d", place, inputs, options)
+    y = _dispatch.empty(tuple(plan["y"]), arrays["x"].dtype, place)
+    _dispatch.run("conv2d_forward", place, {**inputs, "y": _dispatch.describe(y)}, options, plan["scratch"])
     return y
 
 
@@ -54,9 +55,12 @@ def conv2d_backward(
     wanted = wanted_names(needs, ("x", "weight", "bias"))
     arrays = {"x": as_array("x", x), "weight": as_array("weight", weight)}
     options = convolution_options(stride, dilation, padding, algorithm)
-    _dispatch.plan("conv2d", arrays, options)
+    sent = {"dy": as_array("dy", dy)}
+    place, inputs = _dispatch.place_of(arrays | sent), _dispatch.describe_all(arrays)
+    plan = _dispatch.plan("conv2d", place, inputs, options, backward=True)
     shapes = {"x": arrays["x"].shape, "weight": arrays["weight"].shape, "bias": (weight.shape[0],)}
-    dtype, place = arrays["x"].dtype, _dispatch.place_of(arrays)
+    dtype = arrays["x"].dtype
     outputs = {f"d{name}": _dispatch.empty(shape, dtype, place) for name, shape in shapes.items() if name in wanted}
-    _dispatch.run("conv2d", arrays, options, {"dy": as_array("dy", dy), **outputs})
+    tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
+    _dispatch.run("conv2d_backward", place, tensors, options, plan["scratch"])
     return {name: outputs[f"d{name}"] for name in shapes if name in wanted}

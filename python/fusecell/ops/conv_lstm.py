@@ -109,19 +109,23 @@ def conv_lstm_forward(
     }
     rate = as_rate("recurrent_dropout", recurrent_dropout, below=1.0)
     numbers = as_randomness(seed, offset)
-    plan, place = _dispatch.plan("conv_lstm", arrays, options), _dispatch.place_of(arrays)
+    place, inputs = _dispatch.place_of(arrays), _dispatch.describe_all(arrays)
+    plan = _dispatch.plan("conv_lstm", place, inputs, options)
     dtype, cell_dtype, sequence, state = given_x.dtype, plan["cell_dtype"], tuple(plan["y"]), tuple(plan["state"])
     if as_flag("training", training):
-        draw_zoneout(arrays, options, sequence, numbers, place)
+        drawn = draw_zoneout(arrays, options, sequence, numbers, place)
         if rate > 0 and arrays["dropout_mask"] is None:
-            arrays["dropout_mask"] = draw_dropout(state, rate, dtype, numbers, place)
+            drawn["dropout_mask"] = draw_dropout(state, rate, dtype, numbers, place)
+        arrays |= drawn
+        inputs |= _dispatch.describe_all(drawn)
 
     y, h_n = (_dispatch.empty(shape, dtype, place) for shape in (sequence, state))
     c_n = _dispatch.empty(state, cell_dtype, place)
     c = _dispatch.empty(sequence, cell_dtype, place) if save else None
     gates = _dispatch.empty(tuple(plan["gates"]), dtype, place) if save == "gates" else None
     outputs = {"y": y, "h_n": h_n, "c_n": c_n, "c": c, "gates": gates}
-    _dispatch.run("conv_lstm", {**arrays, **outputs}, options)
+    tensors = {**inputs, **_dispatch.describe_all(outputs)}
+    _dispatch.run("conv_lstm_forward", place, tensors, options, plan["scratch"])
     if save is None:
         return y, h_n, c_n, None
     return y, h_n, c_n, SavedConvLSTM({**arrays, "y": y, "c": c, "gates": gates}, options)
@@ -153,12 +157,14 @@ def conv_lstm_backward(
     assert x is not None
     assert y is not None
     assert c is not None
-    state, place = y.shape[1:], _dispatch.place_of({"x": x})
+    sent = {name: as_optional_array(name, value) for name, value in (("dy", dy), ("dh_n", dh_n), ("dc_n", dc_n))}
+    place, inputs = _dispatch.place_of(given | sent), _dispatch.describe_all(given)
+    plan, state = _dispatch.plan("conv_lstm", place, inputs, saved.options, backward=True), y.shape[1:]
     made_like = {name: (a.shape, a.dtype) for name, a in given.items() if a is not None}
     made_like |= {"h_0": (state, x.dtype), "c_0": (state, c.dtype)}  # which may have been absent
     outputs = {f"d{name}": _dispatch.empty(*made_like[name], place) for name in wanted}
-    sent = {name: as_optional_array(name, value) for name, value in (("dy", dy), ("dh_n", dh_n), ("dc_n", dc_n))}
-    _dispatch.run("conv_lstm", given, saved.options, {**sent, **outputs})
+    tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
+    _dispatch.run("conv_lstm_backward", place, tensors, saved.options, plan["scratch"])
     return {name: outputs[f"d{name}"] for name in possible if name in wanted}
 
 
