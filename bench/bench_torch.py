@@ -127,7 +127,7 @@ def cases(bench: Bench) -> list[Row]:
 
 def small(bench: Bench, case: Case) -> Row:
     made = case.arguments(np.random.default_rng(0), np.float32)
-    options = dict(case.options)
+    options = {n: o for n, o in case.options.items() if n != "algorithm"}
 
     def tensors(dtype: torch.dtype) -> dict[str, Tensor | None]:
         return {

@@ -97,6 +97,7 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "stride": [0, -1, (1, 2, 3), (1,), 1.5, "1", None, True, 2**70, (2, "a")],
     "dilation": [0, -2, (0, 1), 2**40, 1.0],
     "padding": ["full", "explicit", "\ud800", -1, (1, 2, 3), ((1, 2), (3,)), 1.5, None, ((0, -1), 0), 2**40],
+    "algorithm": ["fast", "", "Direct", "winograd ", "\ud800", 1, True, None],
     "recurrent_activation": ["tanh", "relu", "", "Sigmoid", 3, None],
     "activation": ["sigmoid", "elu", "softmax", "gelu", "\ud800", 1, None],
     "slope": ["a", None, [1.0], True, float("nan"), float("inf")],
@@ -124,14 +125,14 @@ BAD_OPTIONS: dict[str, list[Any]] = {
 OPTIONS_OF = {
     sequence: ["stride", "dilation", "padding", "recurrent_activation", "activation", "slope", "relu_at_zero",
                "zoneout_h", "zoneout_c", "recurrent_dropout", "truncation", "reverse", "training", "seed", "offset",
-               "lengths", "save"],
-    step: ["stride", "padding", "activation", "seed", "zoneout_h"],
+               "lengths", "save", "algorithm"],
+    step: ["stride", "padding", "activation", "seed", "zoneout_h", "algorithm"],
     sequence_backward: ["needs", "saved"],
     gates: ["recurrent_activation", "activation", "slope", "relu_at_zero", "zoneout_h", "zoneout_c", "training",
             "seed"],
     gates_backward: ["needs", "saved"],
-    convolution: ["stride", "dilation", "padding"],
-    convolution_backward: ["stride", "dilation", "padding", "needs"],
+    convolution: ["stride", "dilation", "padding", "algorithm"],
+    convolution_backward: ["stride", "dilation", "padding", "algorithm", "needs"],
     activation: ["name", "slope", "alpha", "at_zero"],
     softmax: ["axis"],
     clip: ["max_norm", "norm_type", "error_if_nonfinite"],
@@ -239,6 +240,7 @@ def test_the_calls_are_good_before_they_are_spoiled(maker: Callable[[], Call]) -
         ({"x": [1.0]}, TypeError, "x: expected a NumPy array or an array on a GPU, got builtins.list"),
         ({"x": make(3, 2, 2, 5, 6).astype(np.float16)}, TypeError, "x: expected dtype float32 or float64, got float16"),
         ({"lengths": [4, 1]}, ValueError, "lengths: expected values from 0 to 3, got 4"),
+        ({"algorithm": "fast"}, ValueError, 'algorithm: expected "auto", "direct" or "winograd", got "fast"'),
         ({"activation": "gelu"}, ValueError, 'activation: expected one of identity, sigmoid'),
         ({"zoneout_mask_c": np.full((3, 2, 3, 5, 6), 2, np.uint8)}, ValueError, "zoneout_mask_c: expected only 0 and"),
         ({"padding": "valid", "dilation": 4}, ValueError, "x: expected height of at least 9 for this kernel"),
@@ -263,10 +265,11 @@ def test_the_core_refuses_scratch_that_is_too_small_and_unknown_names() -> None:
     before = arrays["y"].copy()
     with pytest.raises(ValueError, match="scratch: expected"):
         _cpu.conv2d_forward(_dispatch.describe_all(arrays), {}, (make(4).ctypes.data, 16, 1, 0, 0))
+    place, described = _dispatch.Place(), _dispatch.describe_all(arrays)
     with pytest.raises(TypeError, match="weigth: expected a known argument"):
-        _dispatch.plan("conv2d", {**arrays, "weigth": arrays["weight"]}, {})
+        _dispatch.plan("conv2d", place, {**described, "weigth": described["weight"]}, {})
     with pytest.raises(TypeError, match="padding: expected"):
-        _dispatch.plan("conv2d", arrays, {"padding": 3})
+        _dispatch.plan("conv2d", place, described, {"padding": 3})
     assert np.array_equal(arrays["y"], before)
 
 

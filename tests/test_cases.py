@@ -10,10 +10,8 @@ import pytest
 
 import fusecell
 from fusecell import _dispatch, ops, reference
-from fusecell._cases import CASES, Case, Outcome, largest_error, run_case, upstream_of
-
-# float64: rounding alone. float32: sums of some hundred products, and gradients through a few steps of them.
-TOLERANCE = {np.float64: 1e-13, np.float32: 5e-6}
+from fusecell._cases import CASES, TOLERANCE, WINOGRAD_CASES, Case, Outcome, largest_error, run_case, upstream_of
+from fusecell.selftest import backends
 
 
 def seeded(case: Case) -> np.random.Generator:
@@ -31,12 +29,16 @@ def same_bits(a: Outcome, b: Outcome) -> bool:
     )
 
 
-@pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+ON_EACH_BACKEND = [(name, case) for name in backends() for case in CASES]
+ON_EACH_BACKEND += [("cpu", case) for case in WINOGRAD_CASES]  # the CPU alone knows Winograd's algorithm
+IDS = [f"{name}-{case}" for name, case in ON_EACH_BACKEND]
+every_case = pytest.mark.parametrize(
+    ("backend", "case"), ON_EACH_BACKEND, ids=IDS, indirect=["backend"], scope="session"
+)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@every_case
 def test_against_the_reference(backend: Any, case: Case, dtype: type) -> None:
     arguments = case.arguments(seeded(case), dtype)
     got = run_case(backend, case, arguments, None)
@@ -44,10 +46,12 @@ def test_against_the_reference(backend: Any, case: Case, dtype: type) -> None:
         reference, case, arguments, [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))]
     )
     assert all(y.dtype == dtype for y in (*got.outputs.values(), *got.gradients.values()))
-    assert largest_error(got.outputs, expected.outputs) < TOLERANCE[dtype]
-    assert largest_error(got.gradients, expected.gradients) < TOLERANCE[dtype]
+    allowed = TOLERANCE[case.algorithm][np.dtype(dtype).name]
+    assert largest_error(got.outputs, expected.outputs) < allowed.outputs
+    assert largest_error(got.gradients, expected.gradients) < allowed.gradients
 
 
+@pytest.mark.parametrize("case", [*CASES, *WINOGRAD_CASES], ids=str)
 def test_same_bits_for_any_number_of_threads(case: Case) -> None:
     before = fusecell.get_num_threads()
     try:
@@ -60,16 +64,19 @@ def test_same_bits_for_any_number_of_threads(case: Case) -> None:
         fusecell.set_num_threads(before)
 
 
+@every_case
 def test_same_bits_twice(backend: Any, case: Case) -> None:
     assert same_bits(run(backend, case, np.float32), run(backend, case, np.float32))
 
 
+@every_case
 def test_recomputing_gives_the_same_bits(backend: Any, case: Case) -> None:
     if case.op != "conv_lstm":
         pytest.skip("only the sequence recomputes")
     assert same_bits(run(backend, case, np.float32, save="recompute"), run(backend, case, np.float32, save="gates"))
 
 
+@every_case
 def test_keeping_nothing_changes_no_output(backend: Any, case: Case) -> None:
     if case.op != "conv_lstm":
         pytest.skip("only the sequence may keep nothing")
@@ -79,6 +86,7 @@ def test_keeping_nothing_changes_no_output(backend: Any, case: Case) -> None:
     assert alone[3] is None
 
 
+@every_case
 def test_strided_inputs_give_the_same_bits(backend: Any, case: Case) -> None:
     arguments = case.arguments(seeded(case), np.float32)
 
@@ -89,6 +97,7 @@ def test_strided_inputs_give_the_same_bits(backend: Any, case: Case) -> None:
     assert same_bits(run_case(backend, case, views, None), run_case(backend, case, arguments, None))
 
 
+@every_case
 def test_nothing_is_left_uninitialised(backend: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = run(backend, case, np.float32)
     monkeypatch.setattr(_dispatch, "POISON", True)
@@ -98,6 +107,7 @@ def test_nothing_is_left_uninitialised(backend: Any, case: Case, monkeypatch: py
         assert not any(np.isnan(saved.arrays[name]).any() for name in ("y", "c", "gates"))
 
 
+@every_case
 def test_backward_can_be_called_again_and_in_part(backend: Any, case: Case) -> None:
     if case.op == "conv2d":
         pytest.skip("conv2d keeps nothing")
@@ -114,6 +124,7 @@ def test_backward_can_be_called_again_and_in_part(backend: Any, case: Case) -> N
     assert backward(saved, *sent, needs=[]) == {}
 
 
+@every_case
 def test_inputs_are_left_alone(backend: Any, case: Case) -> None:
     arguments = case.arguments(seeded(case), np.float32)
     copies = {name: None if a is None else a.copy() for name, a in arguments.items()}

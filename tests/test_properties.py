@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fusecell import reference
+from fusecell import ops, reference
 from fusecell._cases import Case, largest_error, run_case, upstream_of
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -49,6 +49,15 @@ def convolutions(draw: Any) -> Case:
     return Case("conv2d", "drawn", shape, options)
 
 
+@st.composite
+def by_winograd(draw: Any) -> Case:
+    case = draw(st.one_of(sequences(), convolutions()))
+    side = draw(st.sampled_from([3, 5]))
+    kernels = {name: (side, side) for name in ("k", "kh") if name in case.shape}
+    options = {name: value for name, value in case.options.items() if name not in ("stride", "dilation")}
+    return Case(case.op, "drawn", case.shape | kernels, options | {"algorithm": "winograd"})
+
+
 def assert_as_the_reference(backend: Any, case: Case, seed: int) -> None:
     try:
         arguments = case.arguments(np.random.default_rng(seed))
@@ -57,8 +66,9 @@ def assert_as_the_reference(backend: Any, case: Case, seed: int) -> None:
         assume("at least" not in str(error) and "negative dimensions" not in str(error))
         raise
     expected = run_case(reference, case, arguments, upstream_of(list(got.outputs.values())))
-    assert largest_error(got.outputs, expected.outputs) < 1e-12
-    assert largest_error(got.gradients, expected.gradients) < 1e-11
+    digits = 100 if case.algorithm == "winograd" else 1  # that its transforms may cancel
+    assert largest_error(got.outputs, expected.outputs) < 1e-12 * digits
+    assert largest_error(got.gradients, expected.gradients) < 1e-11 * digits
 
 
 @settings(max_examples=150)
@@ -71,6 +81,12 @@ def test_sequences(backend: Any, case: Case, seed: int) -> None:
 @given(convolutions(), st.integers(0, 10**6))
 def test_convolutions(backend: Any, case: Case, seed: int) -> None:
     assert_as_the_reference(backend, case, seed)
+
+
+@settings(max_examples=150)
+@given(by_winograd(), st.integers(0, 10**6))
+def test_winograd(case: Case, seed: int) -> None:
+    assert_as_the_reference(ops, case, seed)
 
 
 @settings(max_examples=100)

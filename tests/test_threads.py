@@ -83,6 +83,16 @@ def test_the_same_bits_while_several_workers_take_part(dtype: type) -> None:
         assert _cpu.pool_statistics()["parallel_regions"] > 30
 
 
+def test_little_work_is_shared_with_nobody() -> None:
+    fusecell.set_num_threads(2)
+    z, c = np.ones((1, 40, 6, 6), np.float32), np.ones((1, 10, 6, 6), np.float32)
+    _cpu.reset_pool_statistics()
+    for _ in range(300):
+        *_, saved = ops.lstm_gates_forward(z, c)
+        ops.lstm_gates_backward(saved, c)
+    assert _cpu.pool_statistics() == {"parallel_regions": 600, "most_workers": 0}
+
+
 def test_many_callers_at_once() -> None:
     fusecell.set_num_threads(2)
     expected = [work(seed) for seed in range(4)]

@@ -15,6 +15,7 @@ inline void read(Arguments& options, ConvolutionOptions& to) {
   options.take("padding", to.padding);
   options.take("pad_h", to.pad[0]);
   options.take("pad_w", to.pad[1]);
+  options.take("algorithm", to.algorithm);
 }
 
 inline void read(Arguments& options, CellOptions& to) {

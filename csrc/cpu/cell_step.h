@@ -11,6 +11,7 @@
 #include "cpu/packing.h"
 #include "cpu/pixels.h"
 #include "cpu/thread_pool.h"
+#include "cpu/work.h"
 #include "problem/lstm_gates.h"
 
 namespace fusecell::cpu {
@@ -126,7 +127,8 @@ class CellGradients {
   }
 
   void step(const Kernels<S>& kernels, const BackwardStep<S>& step, int workers) {
-    parallel_for(cell_.channels * blocks_, workers, [&](int64_t task, int) {
+    const int64_t planes = static_cast<int64_t>(step.active.size()) * cell_.channels;
+    parallel_for(cell_.channels * blocks_, workers, work::gates(planes * cell_.pixels), [&](int64_t task, int) {
       const int64_t channel = task / blocks_, first = task % blocks_ * kBlock;
       const int64_t end = std::min(first + kBlock, cell_.pixels);
       for (size_t b = 0; b < step.active.size(); ++b) {

@@ -12,6 +12,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/thread_pool.h"
+#include "cpu/work.h"
 #include "problem/backend.h"
 
 namespace fusecell::cpu {
@@ -36,13 +37,15 @@ std::vector<double> partials(const std::vector<Tensor>& tensors, int workers, Of
     int64_t first, count;
   };
   std::vector<Piece> pieces;
+  int64_t elements = 0;
   for (const Tensor& tensor : tensors) {
+    elements += tensor.size();
     for (int64_t first = 0; first < tensor.size(); first += kChunk) {
       pieces.push_back({&tensor, first, std::min(kChunk, tensor.size() - first)});
     }
   }
   std::vector<double> values(pieces.size());
-  parallel_for(static_cast<int64_t>(pieces.size()), workers, [&](int64_t i, int) {
+  parallel_for(static_cast<int64_t>(pieces.size()), workers, work::copies(elements), [&](int64_t i, int) {
     const Piece& piece = pieces[static_cast<size_t>(i)];
     values[static_cast<size_t>(i)] = with_scalar(piece.tensor->dtype, [&](auto s) {
       using S = decltype(s);
@@ -142,7 +145,7 @@ namespace fusecell::backend {
 
 using cpu::kernels;
 
-Traits traits() { return {true, false}; }
+Traits traits() { return {true, false, true}; }
 
 void activation_forward(Activation kind, const ActivationParameters<double>& parameters, const Tensor& x,
                         const Tensor& y, const Launch& launch) {

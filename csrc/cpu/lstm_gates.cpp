@@ -19,7 +19,7 @@ void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int work
   const Cell<S> cell = cell_of<S>(args, shape);
   constexpr int64_t kBlock = 8 * kCellRun;
   const int64_t C = shape.channels, P = shape.pixels, blocks = (P + kBlock - 1) / kBlock;
-  parallel_for(shape.batch * C * blocks, workers, [&](int64_t task, int) {
+  parallel_for(shape.batch * C * blocks, workers, work::gates(shape.batch * C * P), [&](int64_t task, int) {
     const int64_t plane = task / blocks, b = plane / C, channel = plane % C, first = task % blocks * kBlock;
     const int64_t end = std::min(first + kBlock, P);
     for (int64_t p = first; p < end; p += kCellRun) {

@@ -54,6 +54,10 @@ std::atomic<int64_t> parallel_regions{0}, most_workers{0};
 // 9005) before it goes to sleep: the regions of one training step follow each other faster than a sleeper wakes.
 constexpr int kSpins = 1000;
 
+// Nanoseconds of one core's work that a region must have to be shared with helpers that are awake, and to wake sleepers,
+// who come some 50 microseconds later.
+constexpr int64_t kWorthSharing = 4'000, kWorthWaking = 80'000;
+
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -84,14 +88,16 @@ struct Job {
 
 class Pool {
  public:
-  void run(Job& job) {
-    int sleepers;
+  // Whether it was done: not without helpers that are awake, if none may be woken.
+  bool run(Job& job, bool may_wake) {
+    int sleepers = 0;
     {
       const std::lock_guard lock(mutex_);
-      start_helpers(job.workers - 1);
+      if (!may_wake && looking_out_ == 0) return false;
+      if (may_wake) start_helpers(job.workers - 1);
       jobs_.push_back(&job);
       posted_.fetch_add(1, std::memory_order_release);
-      sleepers = std::min(sleeping_, job.workers - 1);
+      if (may_wake) sleepers = std::min(sleeping_, job.workers - 1);
     }
     for (; sleepers > 0; --sleepers) wake_.notify_one();
     job.work(0);
@@ -103,6 +109,7 @@ class Pool {
     for (int i = 0; i < patience && job.running.load(std::memory_order_acquire) > 0; ++i) pause();
     std::unique_lock lock(mutex_);
     done_.wait(lock, [&job] { return job.running.load(std::memory_order_acquire) == 0; });
+    return true;
   }
 
  private:
@@ -128,10 +135,12 @@ class Pool {
     for (;;) {
       const uint64_t seen = posted_.load(std::memory_order_relaxed);
       if (Job* job = open_job()) return job;
+      ++looking_out_;
       lock.unlock();
       const int patience = spins();
       for (int i = 0; i < patience && posted_.load(std::memory_order_acquire) == seen; ++i) pause();
       lock.lock();
+      --looking_out_;
       if (posted_.load(std::memory_order_relaxed) != seen) continue;
       ++sleeping_;
       wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });
@@ -156,7 +165,7 @@ class Pool {
   std::condition_variable wake_, done_;
   std::deque<Job*> jobs_;
   std::atomic<uint64_t> posted_{0};  // jobs so far; written under the mutex
-  int sleeping_ = 0, threads_ = 0;
+  int sleeping_ = 0, looking_out_ = 0, threads_ = 0;
 };
 
 // Never destroyed: its threads wait in it until the process ends. After a fork the child has none of the threads, and
@@ -187,15 +196,15 @@ void reset_pool_statistics() {
   most_workers = 0;
 }
 
-void run_chunks(int64_t chunks, int workers, ChunkFunction function, void* context) {
+void run_chunks(int64_t chunks, int workers, int64_t nanoseconds, ChunkFunction function, void* context) {
   workers = static_cast<int>(std::min<int64_t>(workers, chunks));
-  if (workers <= 1) {
+  Job job{.function = function, .context = context, .chunks = chunks, .workers = workers};
+  if (workers > 1) parallel_regions.fetch_add(1, std::memory_order_relaxed);
+  const bool worth_sharing = workers > 1 && nanoseconds >= kWorthSharing;
+  if (!worth_sharing || !pool_of_process.load(std::memory_order_relaxed)->run(job, nanoseconds >= kWorthWaking)) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) function(context, chunk, 0);
     return;
   }
-  Job job{.function = function, .context = context, .chunks = chunks, .workers = workers};
-  pool_of_process.load(std::memory_order_relaxed)->run(job);
-  parallel_regions.fetch_add(1, std::memory_order_relaxed);
   int64_t seen = most_workers;
   while (seen < job.took_part && !most_workers.compare_exchange_weak(seen, job.took_part)) {
   }

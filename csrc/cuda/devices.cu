@@ -53,4 +53,4 @@ void expect_no_capture(const std::string& argument, const Launch& launch) {
 }  // namespace fusecell::cuda
 
 // Emulated, the host could read the arrays; it does not, so that the tests meet what a GPU meets.
-fusecell::backend::Traits fusecell::backend::traits() { return {false, true}; }
+fusecell::backend::Traits fusecell::backend::traits() { return {false, true, false}; }

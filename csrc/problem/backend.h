@@ -25,9 +25,10 @@ struct Launch {
 
 namespace backend {
 
-// Whether the host may read the arrays, and whether float16 and bfloat16 can be computed on.
+// Whether the host may read the arrays, whether float16 and bfloat16 can be computed on, and whether convolutions know
+// Winograd's algorithm.
 struct Traits {
-  bool host_memory, half_precision;
+  bool host_memory, half_precision, winograd;
 };
 Traits traits();
 

@@ -14,6 +14,7 @@ struct ConvolutionOptions {
   int64_t dilation[2] = {1, 1};
   std::string padding = "same";          // "same", "valid" or "explicit"
   int64_t pad[2][2] = {{0, 0}, {0, 0}};  // [h, w][low, high], read when padding is "explicit"
+  std::string algorithm = "auto";        // "auto", "direct" or "winograd"; a ConvLSTM's: of the state's convolution too
 };
 
 struct ConvolutionShape {
@@ -41,7 +42,7 @@ struct Conv2dShape {
   DType dtype;
   int64_t batch;
   ConvolutionShape conv;
-  bool winograd = false;
+  bool winograd = false;  // the algorithm that the options came to
 };
 
 }  // namespace fusecell

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/size.h"
+#include "problem/winograd.h"
 
 namespace fusecell {
 
@@ -238,6 +239,25 @@ void expect_moderate(const ConvolutionOptions& options) {  // with kLargestExten
   }
 }
 
+// Whether Winograd's algorithm computes the convolutions: as the caller says, or by `auto_takes_it`.
+bool choose_winograd(const std::string& algorithm, std::initializer_list<const ConvolutionShape*> convolutions,
+                     bool auto_takes_it) {
+  if (algorithm == "direct") return false;
+  const std::string obstacle =
+      backend::traits().winograd ? winograd_obstacle(convolutions) : "arrays that CUDA's kernels compute on";
+  if (algorithm == "auto") return obstacle.empty() && auto_takes_it;
+  if (algorithm != "winograd") {
+    value_error("algorithm", "\"auto\", \"direct\" or \"winograd\"", "\"" + algorithm + "\"");
+  }
+  if (!obstacle.empty()) {
+    value_error("algorithm",
+                "\"auto\" or \"direct\" (winograd takes 3x3 or 5x5 kernels, equal for input and recurrent convolution, "
+                "stride 1 and dilation 1, on the CPU)",
+                "\"winograd\" with " + obstacle);
+  }
+  return true;
+}
+
 // ----------------------------------------------------------------------------------------------------------- cell
 CellShape validate_cell(const CellOptions& options) {
   CellShape cell;
@@ -356,8 +376,9 @@ Conv2dShape validate(const Conv2dForward& args, Stage stage) {
   const Shape& w = args.weight.shape;
   expect_shape("weight", args.weight, {w[0], args.x.shape[1], w[2], w[3]});
   expect_moderate(args.options);
-  const Conv2dShape shape = {dtype, args.x.shape[0],
-                             convolution_shape(args.options, "x", &args.x.shape[2], args.weight)};
+  Conv2dShape shape = {dtype, args.x.shape[0], convolution_shape(args.options, "x", &args.x.shape[2], args.weight)};
+  shape.winograd =
+      choose_winograd(args.options.algorithm, {&shape.conv}, dtype == DType::float32 && winograd_pays(shape));
   checked_product("y", {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]});
   expect("bias", args.bias, dtype, {w[0]}, Need::optional);
   expect("y", args.y, dtype, {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]}, required_at_run(stage));
@@ -444,6 +465,8 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
   shape.channels = w[0] / 4;
   shape.input = convolution_shape(args.options.input, "x", &args.x.shape[3], args.weight_ih);
   shape.recurrent = convolution_shape(ConvolutionOptions{}, "h_0", shape.input.out, args.weight_hh);
+  shape.winograd = choose_winograd(args.options.input.algorithm, {&shape.input, &shape.recurrent},
+                                   dtype == DType::float32 && winograd_pays(shape));
   shape.cell = validate_cell(args.options.cell);
   if (args.options.truncation < 0) {
     value_error("truncation", "0 (none) or a number of steps", std::to_string(args.options.truncation));

@@ -6,8 +6,8 @@ Each case is there for a reason, which it states; a new option or a new tile siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,11 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.op}: {self.reason}"
+
+    @property
+    def algorithm(self) -> str:
+        """How its convolutions are computed; "direct" where there are none."""
+        return str(self.options.get("algorithm", "direct"))
 
     @property
     def smooth(self) -> bool:
@@ -126,9 +131,12 @@ _BUILDERS: dict[str, Callable[[np.random.Generator, dict[str, Any], dict[str, An
 }
 
 
+_DIRECT = {"algorithm": "direct"}
+
+
 def _sequences() -> Iterator[Case]:
     def case(reason: str, shape: dict[str, Any] | None = None, **options: Any) -> Case:
-        return Case("conv_lstm", reason, {"H": 5, "W": 6, "k": 3, "kh": 3} | (shape or {}), options)
+        return Case("conv_lstm", reason, {"H": 5, "W": 6, "k": 3, "kh": 3} | (shape or {}), _DIRECT | options)
 
     yield case("the default cell")
     for bias in (None, "channel", "pixel"):
@@ -207,7 +215,9 @@ def _gates() -> Iterator[Case]:
 
 def _convolutions() -> Iterator[Case]:
     def case(reason: str, shape: dict[str, Any] | None = None, **options: Any) -> Case:
-        return Case("conv2d", reason, {"B": 2, "I": 3, "O": 5, "H": 7, "W": 6, "k": 3} | (shape or {}), options)
+        return Case(
+            "conv2d", reason, {"B": 2, "I": 3, "O": 5, "H": 7, "W": 6, "k": 3} | (shape or {}), _DIRECT | options
+        )
 
     yield case("3x3")
     yield case("1x1", {"k": 1})
@@ -220,7 +230,41 @@ def _convolutions() -> Iterator[Case]:
     yield case("B of 0", {"B": 0})
 
 
+def _tiles() -> Iterator[Case]:
+    """What Winograd's tiles ask for beyond the table: 4 or 2 outputs wide, 6x6 pixels each."""
+    for k, side in ((3, 4), (5, 2)):
+        for height, width in ((side - 1, 3 * side + 1), (side, 3 * side), (side + 1, 3 * side - 1)):
+            reason = f"kernel {k}, {height} rows and {width} columns: tiles of {side}, whole and cut"
+            shape = {"C": 4, "I": 5, "H": height, "W": width, "k": k, "kh": k}
+            yield Case("conv_lstm", reason, shape)
+            yield Case("conv2d", reason, {"B": 3, "I": 4, "O": 6, "H": height, "W": width, "k": k})
+    many = {"C": 19, "I": 17, "H": 9, "W": 10, "T": 2, "B": 3, "k": 3, "kh": 3, "peephole": "pixel"}
+    yield Case("conv_lstm", "more channels than any tile", many)
+    yield Case("conv_lstm", "more channels than any tile, kernel 5", many | {"k": 5, "kh": 5})
+    yield Case("conv_lstm", "20 steps, over which gradients are bounded", {"C": 8, "I": 4, "T": 20, "k": 3, "kh": 3})
+    for padding in ("valid", 2, ((0, 3), (2, 1))):
+        for k in (3, 5):
+            shape = {"C": 4, "I": 4, "H": 8, "W": 9, "k": k, "kh": k}
+            yield Case("conv_lstm", f"padding {padding}, kernel {k}", shape, {"padding": padding})
+
+
 CASES: tuple[Case, ...] = (*_sequences(), *_gates(), *_convolutions())
+
+
+def _takes_winograd(case: Case) -> bool:
+    if case.op == "lstm_gates":
+        return False
+    kernels = {_pair(case.shape[name]) for name in ("k", "kh") if name in case.shape}
+    steps = (_pair(case.options.get(name, 1)) for name in ("stride", "dilation"))
+    return kernels in ({(3, 3)}, {(5, 5)}) and all(step == (1, 1) for step in steps)
+
+
+WINOGRAD_CASES: tuple[Case, ...] = tuple(
+    replace(case, reason=f"winograd, {case.reason}", options=case.options | {"algorithm": "winograd"})
+    for case in (*CASES, *_tiles())
+    if _takes_winograd(case)
+)
+"""Every case of the table that Winograd's algorithm can take, and those that its tiles ask for. For the CPU alone."""
 
 ACTIVATIONS = (
     "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus",
@@ -239,6 +283,20 @@ class Outcome:
     outputs: Results
     gradients: Results
 
+
+class Tolerance(NamedTuple):
+    """The largest deviation from the reference, relative to each result's largest value."""
+
+    outputs: float
+    gradients: float
+
+
+# Direct: float64 errs by rounding alone; float32 too, in sums of some hundred products, and in gradients through a few
+# steps of them. Winograd: float64 shows that the algebra is right, float32 keeps to the bounds that are promised.
+TOLERANCE = {
+    "direct": {"float64": Tolerance(1e-13, 1e-13), "float32": Tolerance(5e-6, 5e-6)},
+    "winograd": {"float64": Tolerance(1e-10, 1e-10), "float32": Tolerance(2e-5, 1e-4)},
+}
 
 OUTPUTS = {"conv_lstm": ("y", "h_n", "c_n"), "lstm_gates": ("h", "c"), "conv2d": ("y",)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -105,29 +105,36 @@ def using(backend: str) -> Iterator[None]:
         _host_backend.reset(token)
 
 
+@functools.cache
+def place(backend: str, device: int = 0) -> Place:
+    """The same object for the same place, made once."""
+    return Place(backend, device)
+
+
 def host_place() -> Place:
     """Where memory of the host lies: "cpu", or what `using` says."""
-    return Place(_host_backend.get())
+    return place(_host_backend.get())
 
 
 def place_of_array(array: Any) -> Place:
     """Where one NumPy or CuPy array lies."""
-    return host_place() if isinstance(array, np.ndarray) else Place("cuda", int(array.device.id))
+    return host_place() if isinstance(array, np.ndarray) else place("cuda", int(array.device.id))
 
 
 def place_of(arrays: Mapping[str, Any]) -> Place:
     """Where the arrays lie, None being none. Raises ValueError if they do not lie together."""
     found: Place | None = None
     first = ""
+    host = host_place()
     for name, array in arrays.items():
         if array is None:
             continue
-        place = place_of_array(array)
+        here = host if isinstance(array, np.ndarray) else place_of_array(array)
         if found is None:
-            found, first = place, name
-        elif place != found:
-            raise ValueError(f"{name}: expected an array on {found}, as {first} is, got one on {place}")
-    return found or host_place()
+            found, first = here, name
+        elif here is not found and here != found:
+            raise ValueError(f"{name}: expected an array on {found}, as {first} is, got one on {here}")
+    return found or host
 
 
 def expect_place(name: str, array: Any, place: Place) -> None:
@@ -197,35 +204,58 @@ def describe_all(arrays: Mapping[str, Array | None]) -> dict[str, Descriptor]:
     return {name: describe(array) for name, array in arrays.items() if array is not None}
 
 
-@contextmanager
-def _launch(place: Place, scratch_bytes: int = 0) -> Iterator[LaunchFields]:
-    """What a call is told of where it runs. The scratch lives as long; its stream orders who gets the memory next."""
-    space = empty((scratch_bytes,), np.uint8, place) if scratch_bytes else None
-    at = 0 if space is None else pointer(space)
-    yield at, scratch_bytes, get_num_threads(), place.device, place.stream
+def _scratch(place: Place, size: int) -> Array | None:
+    """Memory that must live as long as the call; its stream orders who gets it next."""
+    return empty((size,), np.uint8, place) if size else None
+
+
+def _launch(place: Place, scratch: Array | None) -> LaunchFields:
+    """What a call is told of where it runs."""
+    at, size = (0, 0) if scratch is None else (pointer(scratch), scratch.nbytes)
+    return at, size, get_num_threads(), place.device, place.stream
 
 
 # ------------------------------------------------------------------------------------------------------------- calls
-def plan(op: str, arrays: Mapping[str, Array | None], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the inputs of an op and say the shapes of its outputs. Raises ValueError, TypeError, MemoryError."""
-    module = place_of(arrays).module
-    return dict(getattr(module, f"{op}_plan")(describe_all(arrays), dict(options), False, get_num_threads()))
+@functools.cache
+def _plans(place: Place, function: str, workers: int) -> dict[Any, dict[str, Any]]:
+    return {}
+
+
+_MOST_PLANS = 4096  # of one function: shapes that change at every call must not fill the memory
+
+
+def plan(
+    op: str,
+    place: Place,
+    inputs: Mapping[str, Descriptor],
+    options: dict[str, Any],
+    key: Hashable | None = None,
+    *,
+    backward: bool = False,
+) -> dict[str, Any]:
+    """What the core says of a call: shapes of outputs, bytes of scratch. Remembered by shapes and `key`.
+
+    key: what stands for the options; by default their names and values. A hit skips the checks: the call itself makes
+    them again. The dict is not to be changed. Raises ValueError, TypeError, MemoryError.
+    """
+    workers = get_num_threads()
+    plans = _plans(place, f"{op}_backward" if backward else op, workers)
+    known = tuple(options.items()) if key is None else key
+    full_key = (known, *((name, *described[1:]) for name, described in inputs.items()))
+    found = plans.get(full_key)
+    if found is None:
+        if len(plans) >= _MOST_PLANS:
+            plans.clear()
+        found = plans[full_key] = getattr(place.module, f"{op}_plan")(inputs, options, backward, workers)
+    return found
 
 
 def run(
-    op: str,
-    arrays: Mapping[str, Array | None],
-    options: Mapping[str, Any],
-    gradients: Mapping[str, Array | None] | None = None,
+    function: str, place: Place, tensors: Mapping[str, Descriptor], options: dict[str, Any], scratch_bytes: int
 ) -> None:
-    """Run an op forward into the outputs among `arrays`, or backward into those among `gradients`, if there are any."""
-    backward = gradients is not None
-    everything = {**arrays, **(gradients or {})}
-    place, forward, chosen = place_of(everything), describe_all(arrays), dict(options)
-    needed = getattr(place.module, f"{op}_plan")(forward, chosen, backward, get_num_threads())["scratch"]
-    function = getattr(place.module, f"{op}_backward" if backward else f"{op}_forward")
-    with _launch(place, needed) as launch:
-        function(describe_all(everything), chosen, launch)
+    """Call one of the core's functions, <op>_forward or <op>_backward, with as much scratch memory as its plan says."""
+    scratch = _scratch(place, scratch_bytes)
+    getattr(place.module, function)(tensors, options, _launch(place, scratch))
 
 
 def describe_list(arrays: Sequence[Array]) -> list[Descriptor]:
@@ -239,8 +269,8 @@ def _described(argument: Any) -> Any:
 
 def call(function: str, place: Place, *arguments: Any, scratch_bytes: int = 0) -> Any:
     """Call one of the core's elementwise functions: arrays become descriptors; lists are of descriptors already."""
-    with _launch(place, scratch_bytes) as launch:
-        return getattr(place.module, function)(*map(_described, arguments), launch)
+    scratch = _scratch(place, scratch_bytes)
+    return getattr(place.module, function)(*map(_described, arguments), _launch(place, scratch))
 
 
 def norm(arrays: list[Descriptor], norm_type: float, place: Place, *, numbers_only: bool = False) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
@@ -11,6 +11,9 @@ Array = npt.NDArray[Any]
 
 Pair = int | tuple[int, int]
 """One number for both axes, or (height, width)."""
+
+Algorithm = Literal["auto", "direct", "winograd"]
+"""How convolutions are computed: docs/cell.md, "Algorithms"."""
 
 Padding = str | int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 """As `fusecell.ops` takes it: "same", "valid", one number, (h, w), or ((h_lo, h_hi), (w_lo, w_hi))."""

@@ -60,7 +60,7 @@ def options(**more):
     zoneout = more.pop("zoneout", (0.0, 0.0))
     return _options.as_text(
         {
-            **_options.convolution(1, 1, "same"),
+            **_options.convolution(1, 1, "same", "auto"),
             **_options.cell("sigmoid", "tanh", 0.01, 0.0, zoneout),
             "reverse": False,
             "truncation": 0,
@@ -721,6 +721,12 @@ BAD = {
     "size": (lambda m: ft.ConvLSTM2d(2, 3, 3, peephole="pixel"), "image_size: expected the size of the state"),
     "activation": (lambda m: ft.ConvLSTM2d(2, 3, 3, activation="gelu")(X), "activation: expected"),
     "padding": (lambda m: ft.ConvLSTM2d(2, 3, 3, padding="full")(X), 'padding: expected "same", "valid" or numbers'),
+    "algorithm": (
+        lambda m: ft.ConvLSTM2d(2, 3, 3, algorithm="fast")(X),
+        'algorithm: expected "auto", "direct" or "win',
+    ),
+    "winograd": (lambda m: ft.ConvLSTM2d(2, 3, 7, algorithm="winograd")(X), 'got "winograd" with kernels 7x7 and 7x7'),
+    "algorithm of a model": (lambda m: ft.convert(m, algorithm="winograd"), 'algorithm: expected "auto" or "direct"'),
     "save": (
         lambda m: (
             _conv_lstm.conv_lstm(X.requires_grad_(), *m._weights("_l0").values(), *[None] * 6, options(), "none")[0]
@@ -738,6 +744,70 @@ def test_bad_calls(name):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         call(ft.ConvLSTM2d(2, 3, 3))
     X.requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------------------------------- algorithms
+def usual_cell():
+    """A cell as people write it, for `convert`."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2 + 4, 4 * 4, 3, padding=1)
+
+        def forward(self, x, state):
+            h, c = state
+            i, f, o, g = self.conv(torch.cat([x, h], 1)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            return torch.sigmoid(o) * torch.tanh(c), c
+
+    return Cell()
+
+
+def converted(algorithm):
+    model = usual_cell()
+    assert ft.convert(model, algorithm=algorithm, verbose=False).replaced
+    return lambda x: model(x[0], (torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)))[0]
+
+
+def from_weights(algorithm):
+    made = ft.ConvLSTM2d(2, 4, 3).state_dict()
+    cell = weights.ConvLSTMWeights.from_parameters({name: p.numpy() for name, p in made.items()})
+    return ft.ConvLSTM2d.from_weights([cell], algorithm=algorithm)
+
+
+WAYS = {
+    "conv_lstm": lambda a: lambda x: ft.conv_lstm(x, torch.ones(16, 2, 3, 3), torch.ones(16, 4, 3, 3), algorithm=a),
+    "ConvLSTM2d": lambda a: ft.ConvLSTM2d(2, 4, 5, num_layers=2, bidirectional=True, algorithm=a),
+    "ConvLSTMCell2d": lambda a: lambda x: ft.ConvLSTMCell2d(2, 4, 3, algorithm=a)(x[0]),
+    "from_weights": from_weights,
+    "convert": converted,
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "algorithm"),
+    [(w, a) for w in WAYS for a in ("auto", "direct", "winograd") if (w, a) != ("convert", "winograd")],
+)
+def test_the_algorithm_reaches_the_core_forward_and_backward(way, algorithm, monkeypatch):
+    seen = {}
+    original = _memory.run
+
+    def record(function, device, tensors, options, *rest):
+        seen.setdefault(function, set()).add(options["algorithm"])
+        original(function, device, tensors, options, *rest)
+
+    compute = WAYS[way](algorithm)  # before: `convert` proves its doing in "auto"
+    monkeypatch.setattr(_memory, "run", record)
+    x = torch.randn(3, 2, 2, 8, 8, requires_grad=True)
+    y = compute(x)
+    (y if isinstance(y, torch.Tensor) else y[0]).sum().backward()
+    assert seen == {"conv_lstm_forward": {algorithm}, "conv_lstm_backward": {algorithm}}
+
+
+def test_an_algorithm_that_is_not_the_usual_one_is_shown():
+    assert "algorithm='direct'" in repr(ft.ConvLSTM2d(2, 4, 3, algorithm="direct"))
+    assert "algorithm" not in repr(ft.ConvLSTM2d(2, 4, 3))
 
 
 # ------------------------------------------------------------------------------------------- weights from elsewhere

@@ -18,8 +18,9 @@ CELLS = [case for case in CASES if case.op in ("conv_lstm", "lstm_gates")]
 
 
 def with_drawn_masks(options, state, steps):
-    """The options without their seeds: the masks that the reference draws from them, as tensors."""
-    drawn = {n: o for n, o in options.items() if n not in ("training", "seed", "offset", "recurrent_dropout")}
+    """The options without seeds and algorithm: the masks that the reference draws from seeds, as tensors."""
+    left_out = ("training", "seed", "offset", "recurrent_dropout", "algorithm")
+    drawn = {n: o for n, o in options.items() if n not in left_out}
     if not options.get("training"):
         return drawn
     where = {"seed": options.get("seed", 0), "offset": options.get("offset", 0)}

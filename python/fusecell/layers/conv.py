@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from fusecell import ops
-from fusecell._typing import Array, Padding, Pair
+from fusecell._typing import Algorithm, Array, Padding, Pair
 from fusecell.initializers import glorot_uniform
 from fusecell.layers.base import Layer, float_dtype, pair, positive
 
@@ -15,7 +17,7 @@ class Conv2D(Layer):
     """Cross-correlation over the last two axes: x [..., Cin, H, W] -> y [..., Cout, H', W'].
 
     weight [Cout, Cin, kh, kw] is Glorot uniform, bias [Cout] zero (bias=False: none). Leading axes (time and batch,
-    say) are folded into one. stride, dilation, padding as `fusecell.ops.conv2d_forward` takes them.
+    say) are folded into one. stride, dilation, padding and algorithm as `fusecell.ops.conv2d_forward` takes them.
     """
 
     def __init__(
@@ -28,13 +30,16 @@ class Conv2D(Layer):
         dilation: Pair = 1,
         padding: Padding = "same",
         bias: bool = True,
+        algorithm: Algorithm = "auto",
         rng: np.random.Generator,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         super().__init__()
         inputs, outputs = positive(in_channels, "in_channels"), positive(out_channels, "out_channels")
         kernel = pair(kernel_size, "kernel_size")
-        self._stride, self._dilation, self._padding = stride, dilation, padding
+        self._options: dict[str, Any] = {
+            "stride": stride, "dilation": dilation, "padding": padding, "algorithm": algorithm
+        }  # fmt: skip
         taps, kind = kernel[0] * kernel[1], float_dtype(dtype)
         shape = (outputs, inputs, *kernel)
         self._parameters["weight"] = glorot_uniform(rng, shape, inputs * taps, outputs * taps, kind)
@@ -50,10 +55,7 @@ class Conv2D(Layer):
             raise ValueError(f"x: expected [..., {weight.shape[1]}, H, W], got {list(x.shape)}")
         self._lead = x.shape[:-3]
         self._x = _fold(x)
-        y = ops.conv2d_forward(
-            self._x, weight, self._parameters.get("bias"),
-            stride=self._stride, dilation=self._dilation, padding=self._padding,
-        )  # fmt: skip
+        y = ops.conv2d_forward(self._x, weight, self._parameters.get("bias"), **self._options)
         return y.reshape(*self._lead, *y.shape[-3:])
 
     def backward(self, dy: Array) -> Array:
@@ -61,10 +63,8 @@ class Conv2D(Layer):
         if self._x is None:
             raise RuntimeError("Conv2D.backward: call forward first")
         grads = ops.conv2d_backward(
-            _fold(dy), self._x, self._parameters["weight"],
-            stride=self._stride, dilation=self._dilation, padding=self._padding,
-            needs=("x", *self._parameters),
-        )  # fmt: skip
+            _fold(dy), self._x, self._parameters["weight"], needs=("x", *self._parameters), **self._options
+        )
         self._keep_gradients(grads)
         return grads["x"].reshape(*self._lead, *self._x.shape[1:])
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusecell import ops
-from fusecell._typing import Array, Padding, Pair
+from fusecell._typing import Algorithm, Array, Padding, Pair
 from fusecell.initializers import gate_bias, input_kernel, recurrent_kernel
 from fusecell.layers.base import Layer, float_dtype, pair, positive, rate, seed_from
 
@@ -36,7 +36,7 @@ class ConvLSTM2D(Layer):
     dropout: inverted, on each layer's input, one mask for all steps (as Keras) and for both directions;
     recurrent_dropout: on h inside the recurrent convolution, one mask for all steps; zoneout: rates of (h, c).
     truncation k > 0 detaches the state that enters each k-th step. recompute keeps no gates for the backward pass
-    and computes them again: the same bits, less memory.
+    and computes them again: the same bits, less memory. algorithm: as `fusecell.ops.conv_lstm_forward` takes it.
     stateful=True hands the final state, detached, to the next forward that is given none, until `reset_state()`.
 
     Parameters: weight_ih_l0, weight_hh_l0, bias_l0, peephole_l0 and so on, `..._l0_reverse` for the other direction.
@@ -70,6 +70,7 @@ class ConvLSTM2D(Layer):
         zoneout: tuple[float, float] = (0.0, 0.0),
         truncation: int = 0,
         recompute: bool = False,
+        algorithm: Algorithm = "auto",
         rng: np.random.Generator,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
@@ -91,6 +92,7 @@ class ConvLSTM2D(Layer):
             "zoneout_c": rate(zoneout[1], "zoneout[1]"),
             "truncation": truncation,
             "save": "recompute" if recompute else "gates",
+            "algorithm": algorithm,
         }
         self._draws = max(self._options[k] for k in ("recurrent_dropout", "zoneout_h", "zoneout_c")) > 0.0
         self._rng = rng

@@ -136,11 +136,11 @@ def as_flag(name: str, value: Any) -> bool:
 
 
 def as_name(name: str, value: Any) -> str:
-    """A str that may be a name."""
+    """A str that may be a name: which ones there are the core knows."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a name, got {type(value).__name__}")
     if not value.isascii():
-        raise ValueError(f"{name}: expected a name of an activation, got {value!r}")
+        raise ValueError(f"{name}: expected a name in ASCII, got {value!r}")
     return value
 
 
@@ -166,9 +166,14 @@ def padding_options(value: Any) -> dict[str, Any]:
     return {"padding": "explicit", "pad_h": as_pair("padding", ends[0]), "pad_w": as_pair("padding", ends[1])}
 
 
-def convolution_options(stride: Any, dilation: Any, padding: Any) -> dict[str, Any]:
+def convolution_options(stride: Any, dilation: Any, padding: Any, algorithm: Any) -> dict[str, Any]:
     """The core's options of a convolution."""
-    return {"stride": as_pair("stride", stride), "dilation": as_pair("dilation", dilation), **padding_options(padding)}
+    return {
+        "stride": as_pair("stride", stride),
+        "dilation": as_pair("dilation", dilation),
+        **padding_options(padding),
+        "algorithm": as_name("algorithm", algorithm),
+    }
 
 
 def as_lengths(value: Any, x: Array) -> Array | None:

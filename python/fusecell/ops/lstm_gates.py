@@ -67,15 +67,19 @@ def lstm_gates_forward(
     }
     options = cell_options(recurrent_activation, activation, slope, relu_at_zero, zoneout_h, zoneout_c)
     numbers = as_randomness(seed, offset)
-    cell_dtype = _dispatch.plan("lstm_gates", arrays, options)["cell_dtype"]
+    place, inputs = _dispatch.place_of(arrays), _dispatch.describe_all(arrays)
+    plan = _dispatch.plan("lstm_gates", place, inputs, options)
     if as_flag("training", training):
-        draw_zoneout(arrays, options, c.shape, numbers, _dispatch.place_of(arrays))
+        drawn = draw_zoneout(arrays, options, c.shape, numbers, place)
+        arrays |= drawn
+        inputs |= _dispatch.describe_all(drawn)
 
-    dtype, place = given_z.dtype, _dispatch.place_of(arrays)
+    dtype, cell_dtype = given_z.dtype, plan["cell_dtype"]
     h_out, gates = _dispatch.empty(c.shape, dtype, place), _dispatch.empty(z.shape, dtype, place)
     c_out = _dispatch.empty(c.shape, cell_dtype, place)
     outputs = {"h_out": h_out, "c_out": c_out, "gates": gates}
-    _dispatch.run("lstm_gates", {**arrays, **outputs}, options)
+    tensors = {**inputs, **_dispatch.describe_all(outputs)}
+    _dispatch.run("lstm_gates_forward", place, tensors, options, plan["scratch"])
     return h_out, c_out, SavedGates({**arrays, "gates": gates}, options)
 
 
@@ -96,13 +100,15 @@ def lstm_gates_backward(
     z, c = given["z"], given["c"]
     assert z is not None
     assert c is not None
-    place = _dispatch.place_of({"z": z})
+    sent = {"dh": as_optional_array("dh", dh), "dc": as_optional_array("dc", dc)}
+    place, inputs = _dispatch.place_of(given | sent), _dispatch.describe_all(given)
+    plan = _dispatch.plan("lstm_gates", place, inputs, saved.options, backward=True)
     outputs = {"dz": _dispatch.empty(z.shape, z.dtype, place), "dc_before": _dispatch.empty(c.shape, c.dtype, place)}
     names = {"z": "dz", "c": "dc_before", "h": "dh_before", "bias": "dbias", "peephole": "dpeephole"}
     for name in wanted - {"z", "c"}:
         like = given[name] if name != "h" else c
         assert like is not None
         outputs[names[name]] = _dispatch.empty(like.shape, z.dtype, place)
-    sent = {"dh": as_optional_array("dh", dh), "dc": as_optional_array("dc", dc)}
-    _dispatch.run("lstm_gates", given, saved.options, {**sent, **outputs})
+    tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
+    _dispatch.run("lstm_gates_backward", place, tensors, saved.options, plan["scratch"])
     return {name: outputs[names[name]] for name in possible if name in wanted}

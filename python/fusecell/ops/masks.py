@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,17 +48,19 @@ def _draw(shape: tuple[int, ...], rate: float, numbers: Randomness, stream: int,
 
 
 def draw_zoneout(
-    arrays: dict[str, Array | None],
+    arrays: Mapping[str, Array | None],
     options: dict[str, Any],
     shape: tuple[int, ...],
     numbers: Randomness,
     place: _dispatch.Place,
-) -> None:
-    """Put random zoneout masks where a rate asks for one and none was given."""
+) -> dict[str, Array]:
+    """Random zoneout masks by name, where a rate asks for one and none was given."""
+    drawn = {}
     for state, stream in (("h", _ZONEOUT_H), ("c", _ZONEOUT_C)):
         rate = options[f"zoneout_{state}"]
         if rate > 0 and arrays[f"zoneout_mask_{state}"] is None:
-            arrays[f"zoneout_mask_{state}"] = _draw(shape, rate, numbers, stream, place)
+            drawn[f"zoneout_mask_{state}"] = _draw(shape, rate, numbers, stream, place)
+    return drawn
 
 
 def draw_dropout(shape: tuple[int, ...], rate: float, dtype: Any, numbers: Randomness, place: _dispatch.Place) -> Array:

@@ -85,12 +85,13 @@ def conv2d_forward(
     stride: int | Pair = 1,
     dilation: int | Pair = 1,
     padding: Padding = "same",
+    algorithm: str = "auto",
 ) -> Array:
     """Cross-correlation of x [B, I, H_in, W_in] with weight [O, I, kh, kw], plus bias [O]: y [B, O, H, W].
 
     ``stride`` and ``dilation``: int or (h, w). ``padding``: "valid", int, (h, w), ((h_lo, h_hi), (w_lo,
     w_hi)), or "same" as Keras means it: H = ceil(H_in / stride), and the zeros this takes, the odd one
-    behind.
+    behind. ``algorithm``: how a backend computes; the definition knows but one.
     """
     x, weight = f64(x), f64(weight)
     expect_axes("x", x, "B I H W")
@@ -118,6 +119,7 @@ def conv2d_backward(
     stride: int | Pair = 1,
     dilation: int | Pair = 1,
     padding: Padding = "same",
+    algorithm: str = "auto",
     needs: Iterable[str] | None = None,
 ) -> dict[str, Array]:
     """The gradients of ``conv2d_forward``: a dict of x, weight and bias, or of those named in ``needs``."""

@@ -79,6 +79,7 @@ class StepOptions(GateOptions):
     recurrent_dropout: rate, 0 to below 1. dropout_mask [B, C, H, W] multiplies h' in the recurrent
         convolution alone. Without a mask it is, in training, (1 - ``bernoulli`` with stream 0) / (1 - rate);
         else nothing is dropped.
+    algorithm: how a backend computes; the definition knows but one.
     """
 
     stride: int | Pair = 1
@@ -86,6 +87,7 @@ class StepOptions(GateOptions):
     padding: Padding = "same"
     recurrent_dropout: float = 0.0
     dropout_mask: ArrayLike | None = None
+    algorithm: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

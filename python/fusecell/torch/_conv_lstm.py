@@ -60,6 +60,7 @@ class _ConvLSTM(Operation):
 
     def compose(self, given: Given, options: Mapping[str, Any]) -> Tensors:
         named: dict[str, Any] = {**options, **{name: given[name] for name in self.names}}
+        named.pop("algorithm", None)  # fusecell's own; the text of an older export has none
         if named["padding"] == "explicit":
             named["padding"] = (named.pop("pad_h"), named.pop("pad_w"))
         return plain.conv_lstm(**named)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,11 +50,9 @@ def describe_outputs(tensors: Mapping[str, Tensor]) -> Descriptors:
     return {name: describe(tensor) for name, tensor in tensors.items()}
 
 
-def module_of(device: torch.device) -> ModuleType:
-    """The compiled backend for a device. Raises NoCudaKernelsError."""
-    if device.type == "cuda":
-        return _dispatch.Place("cuda", device.index).module
-    return _dispatch.host_place().module
+def place_of(device: torch.device) -> _dispatch.Place:
+    """Where a device's tensors lie."""
+    return _dispatch.place("cuda", device.index) if device.type == "cuda" else _dispatch.host_place()
 
 
 def launch_fields(device: torch.device, scratch: Tensor | None) -> _dispatch.LaunchFields:
@@ -68,35 +64,9 @@ def launch_fields(device: torch.device, scratch: Tensor | None) -> _dispatch.Lau
     return at, size, _dispatch.get_num_threads(), device.index, stream
 
 
-@functools.cache
-def _plans(module: ModuleType, function: str, workers: int) -> dict[Any, dict[str, Any]]:
-    return {}
-
-
-_MOST_PLANS = 4096  # of one function: shapes that change at every call must not fill the memory
-
-
-def plan(
-    op: str, device: torch.device, given: Descriptors, options: dict[str, Any], key: str, *, backward: bool = False
-) -> dict[str, Any]:
-    """What the core says of a call: shapes of outputs, bytes of scratch. Remembered by shapes and `key`.
-
-    A hit skips the checks: the call itself makes them again. Raises ValueError, TypeError, MemoryError.
-    """
-    module, workers = module_of(device), _dispatch.get_num_threads()
-    plans = _plans(module, f"{op}_backward" if backward else op, workers)
-    full_key = (key, *((name, *described[1:]) for name, described in given.items()))
-    found = plans.get(full_key)
-    if found is None:
-        if len(plans) >= _MOST_PLANS:
-            plans.clear()
-        found = plans[full_key] = getattr(module, f"{op}_plan")(given, options, backward, workers)
-    return found
-
-
 def run(function: str, device: torch.device, tensors: Descriptors, options: dict[str, Any], scratch_bytes: int) -> None:
     """Call one of the core's functions, <op>_forward or <op>_backward, with as much scratch memory as its plan says."""
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device) if scratch_bytes else None
     if scratch is not None and _dispatch.POISON:
         scratch.fill_(0xFF)
-    getattr(module_of(device), function)(tensors, options, launch_fields(device, scratch))
+    getattr(place_of(device).module, function)(tensors, options, launch_fields(device, scratch))

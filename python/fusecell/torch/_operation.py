@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusecell import _dispatch
 from fusecell.torch import _memory
 from fusecell.torch._layout import addressable
 from fusecell.torch._library import AutogradKernel, Given, Tensors, define, second_order
@@ -117,7 +118,7 @@ class Operation(ABC):
     def _run(self, given: Given, options: str, save: str) -> Tensors:
         placed, core, device = self._placed(given), parsed(options), self._device(given)
         described = _memory.describe_all(placed, device)
-        plan = _memory.plan(self.name, device, described, core, options)
+        plan = _dispatch.plan(self.name, _memory.place_of(device), described, core, options)
         outputs = self.allocate(given, self.shapes(given, plan), save)
         wanted = {name: t for name, t in zip(self.outputs, outputs, strict=True) if not _is_nothing(t)}
         tensors = {**described, **_memory.describe_outputs(wanted)}
@@ -148,7 +149,7 @@ class Operation(ABC):
         others = _memory.describe_all({name: given[name] for name in self.sent}, device)
         others |= _memory.describe_outputs(results)
         tensors = {**inputs, **{self.core_names.get(name, name): described for name, described in others.items()}}
-        plan = _memory.plan(self.name, device, inputs, core, options, backward=True)
+        plan = _dispatch.plan(self.name, _memory.place_of(device), inputs, core, options, backward=True)
         _memory.run(f"{self.name}_backward", device, tensors, core, plan["scratch"])
         return gradients
 

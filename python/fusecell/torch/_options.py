@@ -19,9 +19,13 @@ def pair(name: str, value: Any) -> tuple[int, int]:
     return operator.index(value), operator.index(value)
 
 
-def convolution(stride: Any, dilation: Any, padding: Any) -> Options:
-    """How the input is convolved. Raises TypeError, ValueError."""
-    options: Options = {"stride": pair("stride", stride), "dilation": pair("dilation", dilation)}
+def convolution(stride: Any, dilation: Any, padding: Any, algorithm: Any) -> Options:
+    """How the input is convolved, and by which algorithm the state is, too. Raises TypeError, ValueError."""
+    if algorithm not in ("auto", "direct", "winograd"):
+        raise ValueError(f'algorithm: expected "auto", "direct" or "winograd", got {algorithm!r}')
+    options: Options = {
+        "stride": pair("stride", stride), "dilation": pair("dilation", dilation), "algorithm": algorithm
+    }  # fmt: skip
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f'padding: expected "same", "valid" or numbers, got {padding!r}')

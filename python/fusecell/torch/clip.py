@@ -94,7 +94,7 @@ class _Group:
 
     def __init__(self, gradients: list[Tensor]) -> None:
         self.device = gradients[0].device
-        self._module = _memory.module_of(self.device)
+        self._module = _memory.place_of(self.device).module
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._described = [_memory.describe(self._flat(g)) for g in gradients]
 

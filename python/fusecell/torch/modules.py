@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusecell._typing import Padding, Pair
+from fusecell._typing import Algorithm, Padding, Pair
 from fusecell.torch import _options
 from fusecell.torch._layout import joined
 from fusecell.torch.functional import State, conv_lstm, conv_lstm_cell
@@ -53,6 +53,7 @@ class _Cells(nn.Module):
         zoneout: tuple[float, float],
         recompute: bool,
         state_dtype: str | None,
+        algorithm: Algorithm,
     ) -> None:
         super().__init__()
         self.in_channels = _positive("in_channels", in_channels)
@@ -67,7 +68,7 @@ class _Cells(nn.Module):
         self.slope, self.relu_at_zero = slope, relu_at_zero
         self.recurrent_dropout = _rate("recurrent_dropout", recurrent_dropout, below=1.0)
         self.zoneout = (_rate("zoneout[0]", zoneout[0]), _rate("zoneout[1]", zoneout[1]))
-        self.recompute, self.state_dtype = recompute, state_dtype
+        self.recompute, self.state_dtype, self.algorithm = recompute, state_dtype, algorithm
 
     def _sizes(self, name: str, value: Any) -> tuple[int, ...]:
         if self.spatial == 1 and isinstance(value, (tuple, list)):
@@ -122,6 +123,7 @@ class _Cells(nn.Module):
             "training": self.training,
             "recompute": self.recompute,
             "state_dtype": self.state_dtype,
+            "algorithm": self.algorithm,
         }
 
     def _convolution_options(self) -> dict[str, Any]:
@@ -155,6 +157,7 @@ class _Cells(nn.Module):
             "input_kernel_size": self.kernel_size, "stride": 1, "dilation": 1, "padding": "same",
             "bias_form": "channel", "peephole_form": None, "activation": "tanh", "recurrent_activation": "sigmoid",
             "recurrent_dropout": 0.0, "zoneout": (0.0, 0.0), "recompute": False, "state_dtype": None,
+            "algorithm": "auto",
             "num_layers": 1, "batch_first": False, "dropout": 0.0, "bidirectional": False, "truncation": 0,
         }  # fmt: skip
         for name, value in usual.items():
@@ -173,7 +176,8 @@ class ConvLSTM2d(_Cells):
     dropout: on the outputs of every layer but the last. recurrent_dropout: on h inside the state's convolution, one
     mask for all steps. zoneout: the rates of (h, c). truncation k > 0 detaches the state that enters every k-th step.
     recompute keeps no gates for backward and makes them again: the same bits, a third of the memory. state_dtype:
-    "input" gives c the input's dtype where that is of 16 bits; by default c stays float32.
+    "input" gives c the input's dtype where that is of 16 bits; by default c stays float32. algorithm: "auto", "direct"
+    or "winograd", of all convolutions, as `fusecell.torch.conv_lstm` has it.
 
     Parameters: weight_ih_l0 [4C, Cin, kh, kw], weight_hh_l0 [4C, C, kh, kw], bias_l0, peephole_l0, and so on;
     `_reverse` is appended for the other direction. One bias: a state_dict's bias_ih_l0 and bias_hh_l0 are added.
@@ -208,6 +212,7 @@ class ConvLSTM2d(_Cells):
         truncation: int = 0,
         recompute: bool = False,
         state_dtype: str | None = None,
+        algorithm: Algorithm = "auto",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -230,6 +235,7 @@ class ConvLSTM2d(_Cells):
             zoneout=zoneout,
             recompute=recompute,
             state_dtype=state_dtype,
+            algorithm=algorithm,
         )
         self.num_layers = _positive("num_layers", num_layers)
         self.batch_first, self.bidirectional, self.truncation = batch_first, bidirectional, truncation
@@ -393,6 +399,7 @@ class ConvLSTMCell2d(_Cells):
         zoneout: tuple[float, float] = (0.0, 0.0),
         recompute: bool = False,
         state_dtype: str | None = None,
+        algorithm: Algorithm = "auto",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -415,6 +422,7 @@ class ConvLSTMCell2d(_Cells):
             zoneout=zoneout,
             recompute=recompute,
             state_dtype=state_dtype,
+            algorithm=algorithm,
         )
         self._add_cell("", self.in_channels, self.input_kernel_size, {"device": device, "dtype": dtype})
         self.reset_parameters()

@@ -262,6 +262,7 @@ class _Cells(nn.Module):
         "input_kernel_size": None, "stride": 1, "dilation": 1, "padding": "same", "bias": True, "peephole": None,
         "image_size": None, "activation": "tanh", "recurrent_activation": "sigmoid", "slope": 0.01,
         "relu_at_zero": 0.0, "recurrent_dropout": 0.0, "zoneout": (0.0, 0.0), "recompute": False, "state_dtype": None,
+        "algorithm": "auto",
     }  # fmt: skip
 
     def __init__(self, in_channels: int, hidden_channels: int, kernel_size: Any, options: dict[str, Any]) -> None:

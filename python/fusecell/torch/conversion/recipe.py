@@ -8,7 +8,7 @@ version counter, and a stale copy would be a wrong result in silence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -56,7 +56,7 @@ class Recipe:
     embedding: tuple[
         int, int, int, int
     ]  # zeros around weight_hh (left, right, top, bottom) that make its padding "same"
-    options: tuple[tuple[str, Any], ...]  # stride, dilation, padding, activations
+    options: tuple[tuple[str, Any], ...]  # stride, dilation, padding, activations, algorithm
 
     def pack(self, module: nn.Module) -> dict[str, Tensor | None]:
         """weight_ih, weight_hh, bias and peephole in fusecell's form, as functions of the module's tensors."""
@@ -81,6 +81,10 @@ class Recipe:
         """The names of both."""
         options = dict(self.options)
         return {options["recurrent_activation"], options["activation"]}
+
+    def computed_by(self, algorithm: str) -> Recipe:
+        """The same cell, its convolutions computed so."""
+        return replace(self, options=tuple({**dict(self.options), "algorithm": algorithm}.items()))
 
     def is_whole(self, module: nn.Module) -> bool:
         """Whether the module has all tensors: before a first forward some may not be there."""

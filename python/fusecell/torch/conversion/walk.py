@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import nn
 
@@ -22,7 +23,13 @@ LOOP = "cells fused; the loop over time stays"
 Shape = tuple[int, ...] | None
 
 
-def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose: bool = True) -> Report:
+def convert(
+    model: nn.Module,
+    *,
+    example: tuple[Any, ...] | None = None,
+    algorithm: Literal["auto", "direct"] = "auto",
+    verbose: bool = True,
+) -> Report:
     """Swap the computation of every hand-written ConvLSTM in `model` for fusecell's, in place.
 
     Nothing is replaced on trust: a module is recognised by what it computes on random numbers, and swapped if a copy of
@@ -31,19 +38,22 @@ def convert(model: nn.Module, *, example: tuple[Any, ...] | None = None, verbose
     another form than those that were probed takes the module's own forward.
 
     example: arguments for one call of the model, made on a copy of it, from which the shapes are learnt that its
-    modules are called with; without it they are guessed from the parameters. verbose prints the report.
+    modules are called with; without it they are guessed from the parameters. algorithm: as `conv_lstm` has it, for all
+    that is replaced; "winograd", which not every cell can take, is none of a model. verbose prints the report.
 
     Returns the report: what was replaced, and what was kept for which reason. Raises TypeError for an example that is
-    no tuple; what the model raises on it comes through.
+    no tuple, ValueError for another algorithm; what the model raises on the example comes through.
     """
+    if algorithm not in ("auto", "direct"):
+        raise ValueError(f'algorithm: expected "auto" or "direct", got {algorithm!r}')
     if example is not None and not isinstance(example, tuple):
         raise TypeError(f"example: expected a tuple of the model's arguments, got {type(example).__name__}")
     scratch, shapes = (model, {}) if example is None else observe(model, example)
     report = Report()
     for name, module in reversed(list(model.named_modules())):
-        entry = _converted(name, module, scratch.get_submodule(name), shapes.get(name))
+        entry = _converted(name, module, scratch.get_submodule(name), shapes.get(name), algorithm)
         if example is None and isinstance(entry, Kept) and looks_like_one(module):
-            again = (_converted(name, module, *guess) for guess in guesses(model, name))
+            again = (_converted(name, module, *guess, algorithm) for guess in guesses(model, name))
             entry = next((found for found in again if isinstance(found, Replaced)), entry)
         if isinstance(entry, Replaced):
             report.replaced.insert(0, entry)
@@ -59,7 +69,7 @@ def _loop_inside(report: Report, name: str) -> bool:
     return any(k.reason.startswith(LOOP) and (not name or k.name.startswith(f"{name}.")) for k in report.kept)
 
 
-def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) -> Replaced | Kept | None:
+def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape, algorithm: str) -> Replaced | Kept | None:
     """Convert one module, if it is a ConvLSTM; None for what does not look like one."""
     kind = type(module).__name__
     if is_swapped(module) or type(module).__module__.startswith("fusecell."):
@@ -70,7 +80,7 @@ def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape) ->
     try:
         if child := hooked(module):
             raise Refused(f"hooks on {child}, which a fused step would not run", 9)
-        plan = _plan(scratch, seen, looping)
+        plan = _computed_by(algorithm, _plan(scratch, seen, looping))
     except Refused as reason:
         if looping:
             return Kept(name, kind, f"{LOOP}: {reason}") if reason.depth else None
@@ -98,6 +108,14 @@ def _plan(module: nn.Module, seen: Shape, looping: bool) -> CellPlan | SequenceP
         if seen is None or (reason.depth > CALLED and not looping):  # a loop's cells may refuse another size later
             raise
         return recognise_any(module, seen, exact=True)
+
+
+def _computed_by(algorithm: str, plan: CellPlan | SequencePlan) -> CellPlan | SequencePlan:
+    """The plan with this algorithm: it was proven in float64, where "auto" is the direct one."""
+    if isinstance(plan, CellPlan):
+        return replace(plan, recipe=plan.recipe.computed_by(algorithm))
+    layers = tuple(replace(layer, recipe=layer.recipe.computed_by(algorithm)) for layer in plan.layers)
+    return replace(plan, layers=layers)
 
 
 def _cell_or_loop(module: nn.Module, seen: Shape, exact: bool = False) -> CellPlan | SequencePlan:

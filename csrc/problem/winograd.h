@@ -1,0 +1,40 @@
+#pragma once
+// Where Winograd's algorithm takes the place of the direct one: F(4x4, 3x3) and F(2x2, 5x5), each on tiles of 6x6
+// pixels.
+
+#include <initializer_list>
+#include <string>
+
+#include "problem/conv_lstm.h"
+#include "problem/convolution.h"
+
+namespace fusecell {
+
+// What keeps Winograd from computing these convolutions, which share one transform; empty: nothing.
+inline std::string winograd_obstacle(std::initializer_list<const ConvolutionShape*> convolutions) {
+  const int64_t size = (*convolutions.begin())->kernel[0];
+  std::string kernels;
+  bool alike = size == 3 || size == 5;
+  for (const ConvolutionShape* conv : convolutions) {
+    if (conv->stride[0] != 1 || conv->stride[1] != 1) return "stride " + to_string({conv->stride[0], conv->stride[1]});
+    if (conv->dilation[0] != 1 || conv->dilation[1] != 1) {
+      return "dilation " + to_string({conv->dilation[0], conv->dilation[1]});
+    }
+    alike = alike && conv->kernel[0] == size && conv->kernel[1] == size;
+    kernels +=
+        (kernels.empty() ? "" : " and ") + std::to_string(conv->kernel[0]) + "x" + std::to_string(conv->kernel[1]);
+  }
+  return alike ? "" : "kernels " + kernels;
+}
+
+// Whether "auto" takes it where it can be had. T and B have no say: a step has the bits of a sequence of one, and a
+// sample those it has in any batch. Below some channels the transforms cost more than the products that they save.
+inline bool winograd_pays(int64_t in_channels, int64_t channels) {
+  return channels >= 4 && in_channels + channels >= 8;
+}
+inline bool winograd_pays(const ConvLstmShape& shape) { return winograd_pays(shape.input.in_channels, shape.channels); }
+inline bool winograd_pays(const Conv2dShape& shape) {
+  return winograd_pays(shape.conv.in_channels, shape.conv.out_channels);
+}
+
+}  // namespace fusecell

@@ -1,0 +1,190 @@
+"""Which algorithm computes the convolutions: what "auto" takes, what "winograd" refuses; backward does as forward.
+
+That its results are right is in test_cases.py, which walks the table once for each algorithm.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusecell import _dispatch, layers, ops
+
+Options = dict[str, Any]
+
+
+def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def sequence(
+    inputs: int = 4, channels: int = 4, k: Any = 3, kh: Any = 3, dtype: Any = np.float32, **shape: int
+) -> Options:
+    size = {"T": 2, "B": 2, "H": 9, "W": 8} | shape
+    kernels = [(n, n) if isinstance(n, int) else n for n in (k, kh)]
+    return {
+        "x": draw(size["T"], size["B"], inputs, size["H"], size["W"], dtype=dtype),
+        "weight_ih": 0.2 * draw(4 * channels, inputs, *kernels[0], dtype=dtype),
+        "weight_hh": 0.2 * draw(4 * channels, channels, *kernels[1], dtype=dtype),
+    }
+
+
+def convolution(inputs: int = 4, outputs: int = 4, k: int = 3, dtype: Any = np.float32) -> Options:
+    return {"x": draw(2, inputs, 9, 8, dtype=dtype), "weight": 0.2 * draw(outputs, inputs, k, k, dtype=dtype)}
+
+
+def chosen(op: str, arrays: Options, **options: Any) -> str:
+    plan = _dispatch.plan(op, _dispatch.place_of(arrays), _dispatch.describe_all(arrays), options)
+    return str(plan["algorithm"])
+
+
+AUTO = {
+    "3x3": (sequence(), {}, "winograd"),
+    "5x5": (sequence(k=5, kh=5), {}, "winograd"),
+    "one frame": (sequence(T=1, B=1), {}, "winograd"),
+    "explicit padding": (sequence(), {"padding": "explicit", "pad_h": (0, 3), "pad_w": (2, 1)}, "winograd"),
+    "valid": (sequence(), {"padding": "valid"}, "winograd"),
+    "float64": (sequence(dtype=np.float64), {}, "direct"),
+    "too few channels": (sequence(8, 3), {}, "direct"),
+    "too few inputs": (sequence(3, 4), {}, "direct"),
+    "1x1": (sequence(k=1, kh=1), {}, "direct"),
+    "7x7": (sequence(k=7, kh=7), {}, "direct"),
+    "two kernels": (sequence(k=5, kh=3), {}, "direct"),
+    "not square": (sequence(k=(3, 5), kh=(3, 5)), {}, "direct"),
+    "stride": (sequence(), {"stride": (1, 2)}, "direct"),
+    "dilation": (sequence(), {"dilation": (2, 1)}, "direct"),
+}
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_auto(name: str) -> None:
+    arrays, options, expected = AUTO[name]
+    assert chosen("conv_lstm", arrays, **options) == expected
+    assert chosen("conv_lstm", arrays, **options, algorithm="auto") == expected, "the default"
+    assert chosen("conv_lstm", arrays, **options, algorithm="direct") == "direct"
+
+
+def test_auto_of_a_convolution() -> None:
+    assert chosen("conv2d", convolution()) == "winograd"
+    assert chosen("conv2d", convolution(k=5)) == "winograd"
+    assert chosen("conv2d", convolution(k=4)) == "direct"
+    assert chosen("conv2d", convolution(16, 1)) == "direct"
+    assert chosen("conv2d", convolution(dtype=np.float64)) == "direct"
+    assert chosen("conv2d", convolution(dtype=np.float64), algorithm="winograd") == "winograd"
+    assert chosen("conv2d", convolution(1, 1), algorithm="winograd") == "winograd"
+
+
+REFUSED = {
+    "kernel": (sequence(k=7, kh=7), {}, "kernels 7x7 and 7x7"),
+    "kernels": (sequence(k=5, kh=3), {}, "kernels 5x5 and 3x3"),
+    "state's kernel": (sequence(k=3, kh=(3, 1)), {}, "kernels 3x3 and 3x1"),
+    "stride": (sequence(), {"stride": (2, 1)}, "stride (2, 1)"),
+    "dilation": (sequence(), {"dilation": (1, 3)}, "dilation (1, 3)"),
+}
+EXPECTED = (
+    'algorithm: expected "auto" or "direct" (winograd takes 3x3 or 5x5 kernels, equal for input and recurrent '
+    'convolution, stride 1 and dilation 1, on the CPU), got "winograd" with '
+)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_winograd_where_it_is_not_possible(name: str) -> None:
+    arrays, options, reason = REFUSED[name]
+    with pytest.raises(ValueError, match=f"^{re.escape(EXPECTED + reason)}$"):
+        ops.conv_lstm_forward(**arrays, **options, algorithm="winograd")
+
+
+def test_winograd_of_a_convolution_where_it_is_not_possible() -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(EXPECTED + 'kernels 4x4')}$"):
+        ops.conv2d_forward(**convolution(k=4), algorithm="winograd")
+    with pytest.raises(ValueError, match=f"^{re.escape(EXPECTED + 'stride (2, 2)')}$"):
+        ops.conv2d_backward(draw(2, 4, 5, 4), **convolution(), stride=2, algorithm="winograd")
+
+
+def test_cuda_has_the_direct_one_alone() -> None:
+    pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
+    with _dispatch.using("emulated"):
+        assert chosen("conv_lstm", sequence()) == "direct"
+        assert chosen("conv2d", convolution()) == "direct"
+        with pytest.raises(ValueError, match=re.escape(EXPECTED + "arrays that CUDA's kernels compute on")):
+            ops.conv_lstm_forward(**sequence(), algorithm="winograd")
+
+
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """A list that fills with the core's functions as they are called, and the algorithm that each is told."""
+    seen: list[tuple[str, str]] = []
+    run = _dispatch.run
+
+    def spied(function: str, place: Any, tensors: Any, options: Any, *rest: Any) -> None:
+        seen.append((function, options["algorithm"]))
+        run(function, place, tensors, options, *rest)
+
+    monkeypatch.setattr(_dispatch, "run", spied)
+    return seen
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
+@pytest.mark.parametrize("save", ["gates", "recompute"])
+def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = runs(monkeypatch)
+    y, *_, saved = ops.conv_lstm_forward(**sequence(), algorithm=algorithm, save=save)
+    ops.conv_lstm_backward(saved, y)
+    arrays = sequence()
+    h, _, saved = ops.conv_lstm_step_forward(arrays.pop("x")[0], **arrays, algorithm=algorithm)
+    ops.conv_lstm_step_backward(saved, h)
+    y = ops.conv2d_forward(**convolution(), algorithm=algorithm)
+    ops.conv2d_backward(y, **convolution(), algorithm=algorithm)
+    ways = ("conv_lstm_forward", "conv_lstm_backward") * 2 + ("conv2d_forward", "conv2d_backward")
+    assert seen == [(way, algorithm) for way in ways]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
+def test_layers_pass_it_on(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = runs(monkeypatch)
+    rng = np.random.default_rng(0)
+    net = layers.Sequential(
+        [
+            layers.ConvLSTM2D(2, 4, 3, num_layers=2, bidirectional=True, algorithm=algorithm, rng=rng),
+            layers.Conv2D(8, 1, 5, algorithm=algorithm, rng=rng),
+        ]
+    )
+    net.backward(net.forward(draw(2, 1, 2, 6, 6)))
+    ways = ["conv_lstm_forward"] * 4 + ["conv2d_forward", "conv2d_backward"] + ["conv_lstm_backward"] * 4
+    assert seen == [(way, algorithm) for way in ways]
+
+
+def gradients_and_outputs(arrays: Options, algorithm: Any) -> dict[str, bytes]:
+    y, h_n, c_n, saved = ops.conv_lstm_forward(**arrays, algorithm=algorithm)
+    found = {"y": y, "h_n": h_n, "c_n": c_n, **{f"d{n}": d for n, d in ops.conv_lstm_backward(saved, y).items()}}
+    return {name: a.tobytes() for name, a in found.items()}
+
+
+@pytest.mark.parametrize("k", [3, 5, 7])
+def test_auto_has_the_bits_of_what_it_chose(k: int) -> None:
+    arrays = sequence(8, 8, k, k)
+    assert gradients_and_outputs(arrays, "auto") == gradients_and_outputs(arrays, chosen("conv_lstm", arrays))
+
+
+@pytest.mark.xfail(strict=True, reason="the CPU's kernels do not know the algorithm yet")
+def test_winograd_is_another_algorithm() -> None:
+    """What the tables cannot see: that the option has an effect at all."""
+    for k in (3, 5):
+        direct, winograd = (gradients_and_outputs(sequence(8, 8, k, k), name) for name in ("direct", "winograd"))
+        assert all(direct[name] != winograd[name] for name in direct)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
+def test_a_step_and_a_sample_alone_have_the_bits_of_the_sequence(algorithm: Any) -> None:
+    """Streaming a forecast frame by frame, or for one place alone, changes nothing."""
+    arrays = sequence(5, 7, T=3, B=3)
+    x, weights = arrays.pop("x"), arrays
+    y, *_ = ops.conv_lstm_forward(x, **weights, algorithm=algorithm)
+    for b in range(3):
+        h, c = None, None
+        for t in range(3):
+            frame = x[t, b : b + 1]
+            h, c, _ = ops.conv_lstm_step_forward(frame, **weights, h=h, c=c, algorithm=algorithm, save=None)
+            assert h.tobytes() == y[t, b : b + 1].tobytes()
