@@ -11,7 +11,7 @@ from fusecell import reference
 from fusecell._cases import ACTIVATIONS
 
 TAILS = np.concatenate([np.geomspace(1e-44, 1e4, 4000), [0.0, 2.0**-149, 2.0**-126, 20, 88.7, 103.9, 709.7, 745.1]])
-SWEEP = np.concatenate([-TAILS[::-1], TAILS, np.linspace(-40, 40, 20001)])
+SWEEP = np.concatenate([-TAILS[::-1], TAILS, np.linspace(-40, 40, 60001)])
 CORNERS = np.array([0.0, -0.0, 1, -1, 2.5, -2.5, 3, -3, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan])
 
 
@@ -34,7 +34,7 @@ def ulps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("name", "allowed"), [("sigmoid", 2.5), ("tanh", 2.5), ("softplus", 3.0), ("elu", 2.0)])
+@pytest.mark.parametrize(("name", "allowed"), [("sigmoid", 2.0), ("tanh", 2.0), ("softplus", 3.0), ("elu", 1.5)])
 def test_a_few_ulp_from_the_denormals_to_the_tails(backend: Any, name: str, allowed: float, dtype: type) -> None:
     x = SWEEP.astype(dtype)
     assert ulps(backend.activation_forward(name, x), exact(name, x)).max() < allowed

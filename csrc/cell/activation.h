@@ -45,19 +45,25 @@ FUSECELL_HD S identity_adjoint(S y, S dy) {
 }
 
 template <class S>
-FUSECELL_HD S sigmoid(S x) {  // e = exp(-|x|) <= 1 keeps both tails accurate
-  const S e = exp_of_negative(-abs_(x));
-  return quotient_of(x < S(0) ? e : S(1), S(1) + e);
+FUSECELL_HD S sigmoid(S x) {  // 1 / (1 + exp(-x)), both sides of the line times kBack: no overflow, right in both tails
+  using E = ExpConstants<S>;
+  x = x < E::kLowest ? E::kLowest : x;
+  x = x > S(40) ? S(40) : x;  // 1 to the last bit
+  const Exponential<S> e = exponential<-E::kAway>(-x, -x);
+  return quotient_of(E::kBack, (e.scale * e.expm1_r + E::kBack) + e.scale);  // the smaller two first
 }
 template <class S>
 FUSECELL_HD S sigmoid_adjoint(S y, S dy) {
   return dy * y * (S(1) - y);
 }
 
+// |t / (t + 2)| with t = expm1(u), where u = -2|x| for small x, else 2|x|: each is where the rounding of t and of t + 2
+// counts less. 2^k is 1 up to |u| = 0.52, and above there is no cancellation in t.
 template <class S>
-FUSECELL_HD S tanh_(S x) {  // -expm1(-2|x|) / (2 + expm1(-2|x|)): no cancellation near 0
-  const S t = expm1_of_negative(S(-2) * abs_(x));
-  return with_sign_of(quotient_of(-t, S(2) + t), x);
+FUSECELL_HD S tanh_(S x) {
+  const S a = abs_(x), two_a = S(2) * (a > S(20) ? S(20) : a);  // 20: 1 to the last bit
+  const S t = expm1_of_moderate(times_sign_of(two_a, two_a - S(0.4)), two_a - S(0.173));
+  return with_sign_of(quotient_of(t, t + S(2)), x);
 }
 template <class S>
 FUSECELL_HD S tanh_adjoint(S y, S dy) {
@@ -76,7 +82,9 @@ FUSECELL_HD S softplus_adjoint(S x, S dy) {
 
 template <class S>
 FUSECELL_HD S elu(S x, S alpha) {
-  return x > S(0) ? x : alpha * expm1_of_negative(x > S(0) ? S(0) : x);
+  const S lowest = x < S(-40) ? S(-40) : x;  // -1 to the last bit
+  const S negative = x > S(0) ? S(0) : lowest;
+  return x > S(0) ? x : alpha * expm1_of_moderate(negative, negative);
 }
 template <class S>
 FUSECELL_HD S elu_adjoint(S x, S alpha, S dy) {

@@ -66,21 +66,40 @@ struct CellOutput {
   Gates<S> saved;
 };
 
+// The cell between its activations. The CPU takes a run of pixels through these one at a time, so that each activation
+// has a loop of its own.
+template <class S>
+FUSECELL_HD S with_peephole(const CellFlags& flags, S a, S p, S c) {
+  return flags.peephole ? a + p * c : a;
+}
+template <class S>
+FUSECELL_HD S next_state(S i, S f, S g, S c) {
+  return f * c + i * g;
+}
+template <class S>
+FUSECELL_HD S zoned_out(int zoneout, S m, S before, S now) {
+  return zoneout ? m * before + (S(1) - m) * now : now;
+}
+template <class S>
+FUSECELL_HD S zoned_out_adjoint(int zoneout, S m, S d) {  // with respect to `now`
+  return zoneout ? (S(1) - m) * d : d;
+}
+
 template <class S, class Act>
 FUSECELL_HD CellOutput<S> lstm_cell(const Act& act, const CellFlags& flags, const Gates<S>& z,
                                     const CellOperands<S>& in, S h_before) {
-  const S a_i = flags.peephole ? z.i + in.p_i * in.c : z.i;
-  const S a_f = flags.peephole ? z.f + in.p_f * in.c : z.f;
+  const S a_i = with_peephole(flags, z.i, in.p_i, in.c);
+  const S a_f = with_peephole(flags, z.f, in.p_f, in.c);
   const S i = act.gate(a_i);
   const S f = act.gate(a_f);
   const S g = act.state(z.g);
-  const S c_new = f * in.c + i * g;
-  const S a_o = flags.peephole ? z.o + in.p_o * c_new : z.o;
+  const S c_new = next_state(i, f, g, in.c);
+  const S a_o = with_peephole(flags, z.o, in.p_o, c_new);
   const S o = act.gate(a_o);
   const S h_new = o * act.state(c_new);
   CellOutput<S> out;
-  out.h = flags.zoneout_h ? in.m_h * h_before + (S(1) - in.m_h) * h_new : h_new;
-  out.c = flags.zoneout_c ? in.m_c * in.c + (S(1) - in.m_c) * c_new : c_new;
+  out.h = zoned_out(flags.zoneout_h, in.m_h, h_before, h_new);
+  out.c = zoned_out(flags.zoneout_c, in.m_c, in.c, c_new);
   out.saved = {act.gate_to_save(a_i, i), act.gate_to_save(a_f, f), act.state_to_save(z.g, g), act.gate_to_save(a_o, o)};
   return out;
 }
@@ -99,21 +118,20 @@ FUSECELL_HD CellAdjoint<S> lstm_cell_adjoint(const Act& act, const CellFlags& fl
   const S f = act.gate_of_saved(saved.f);
   const S g = act.state_of_saved(saved.g);
   const S o = act.gate_of_saved(saved.o);
-  const S c_new = f * in.c + i * g;
+  const S c_new = next_state(i, f, g, in.c);
   const S phi = act.state(c_new);
-  const S dh_new = flags.zoneout_h ? (S(1) - in.m_h) * dh : dh;
-  S dc_new = flags.zoneout_c ? (S(1) - in.m_c) * dc : dc;
+  const S dh_new = zoned_out_adjoint(flags.zoneout_h, in.m_h, dh);
 
   CellAdjoint<S> out;
   out.c_new = c_new;
   out.dz.o = act.gate_adjoint(saved.o, o, dh_new * phi);
-  dc_new += act.state_adjoint(c_new, phi, dh_new * o);
-  dc_new = flags.peephole ? dc_new + in.p_o * out.dz.o : dc_new;
+  S dc_new = zoned_out_adjoint(flags.zoneout_c, in.m_c, dc) + act.state_adjoint(c_new, phi, dh_new * o);
+  dc_new = with_peephole(flags, dc_new, in.p_o, out.dz.o);
   out.dz.i = act.gate_adjoint(saved.i, i, dc_new * g);
   out.dz.f = act.gate_adjoint(saved.f, f, dc_new * in.c);
   out.dz.g = act.state_adjoint(saved.g, g, dc_new * i);
-  S dc_before = dc_new * f;
-  dc_before = flags.peephole ? dc_before + in.p_i * out.dz.i + in.p_f * out.dz.f : dc_before;
+  const S through_i = with_peephole(flags, dc_new * f, in.p_i, out.dz.i);
+  const S dc_before = with_peephole(flags, through_i, in.p_f, out.dz.f);
   out.dc = flags.zoneout_c ? dc_before + in.m_c * dc : dc_before;
   out.dh = flags.zoneout_h ? in.m_h * dh : S(0);
   return out;

@@ -1,24 +1,25 @@
 #pragma once
-// The pointwise tier over a run of at most kCellRun pixels of one channel. Operands that an option turns off, or that
-// are one number for the channel, are laid out as arrays first, so that one loop without branches serves every option.
+// The pointwise tier over a run of at most kCellRun pixels of one channel. Each activation has a loop of its own, over
+// arrays that stay in the first-level cache: one loop over the whole cell waits for the latency of five of them in a
+// row (on Zen 5 it takes 2.5 times as long), and could not choose an activation at run time and still be vectorised.
 
 #include "cell/gates.h"
+#include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 #include "cpu/vector.h"
 
 namespace fusecell::cpu {
 namespace {
 
+// Of each pixel. What an option turns off points at anything that can be read.
 template <class S>
-struct OperandStorage {
-  S p[3][kCellRun], c[kCellRun], h[kCellRun], m_h[kCellRun], m_c[kCellRun];
+struct Operands {
+  const S *p[3], *c, *h, *m_h, *m_c;
 };
 
 template <class S>
-struct OperandArrays {
-  const S *p_i, *p_f, *p_o, *c, *h, *m_h, *m_c;
-
-  FUSECELL_HD_METHOD CellOperands<S> at(int64_t i) const { return {p_i[i], p_f[i], p_o[i], c[i], m_h[i], m_c[i]}; }
+struct OperandStorage {
+  alignas(64) S p[3][kCellRun], c[kCellRun], h[kCellRun], m_h[kCellRun], m_c[kCellRun];
 };
 
 template <class S>
@@ -44,69 +45,81 @@ FUSECELL_HD const S* neighbours(const Pixels<const S>& pixels, S* storage, int64
 }
 
 template <class S>
-FUSECELL_HD OperandArrays<S> gather(const CellRun<S>& run, OperandStorage<S>& storage) {
-  const S* p[3];
-  for (int k = 0; k < 3; ++k) {
-    p[k] = pixel_or_channel(run.peephole_pixel[k], run.peephole_channel[k], storage.p[k], run.n);
+FUSECELL_HD Operands<S> gather(const CellRun<S>& run, OperandStorage<S>& storage) {
+  const S* c = neighbours(run.c, storage.c, run.n);
+  Operands<S> in = {{c, c, c}, c, c, c, c};
+  for (int k = 0; run.flags.peephole && k < 3; ++k) {
+    in.p[k] = pixel_or_channel(run.peephole_pixel[k], run.peephole_channel[k], storage.p[k], run.n);
   }
-  return {p[0],
-          p[1],
-          p[2],
-          neighbours(run.c, storage.c, run.n),
-          neighbours(run.h, storage.h, run.n),
-          mask_or_rate(run.zoneout_mask_h, run.zoneout_h, storage.m_h, run.n),
-          mask_or_rate(run.zoneout_mask_c, run.zoneout_c, storage.m_c, run.n)};
+  if (run.flags.zoneout_h) {
+    in.h = neighbours(run.h, storage.h, run.n);
+    in.m_h = mask_or_rate(run.zoneout_mask_h, run.zoneout_h, storage.m_h, run.n);
+  }
+  if (run.flags.zoneout_c) in.m_c = mask_or_rate(run.zoneout_mask_c, run.zoneout_c, storage.m_c, run.n);
+  return in;
 }
 
 template <class S>
-FUSECELL_HD bool is_default_cell(const CellRun<S>& run) {
-  return run.gate_kind == Activation::sigmoid && run.state_kind == Activation::tanh;
+FUSECELL_HD Activation kind_of(const CellRun<S>& run, int k) {
+  return k == 2 ? run.state_kind : run.gate_kind;
 }
 
 // --------------------------------------------------------------------------------------------------------- forward
-template <class S, class Act>
-void cell_forward_with(const Act& act, const CellForwardRun<S>& run) {
-  OperandStorage<S> storage;
-  const OperandArrays<S> in = gather(run, storage);
+// a = z + bias; peepholes come later.
+template <class S>
+FUSECELL_HD void add_bias(const CellForwardRun<S>& run, int k, S* a) {
+  const S *z = run.z[k], *bias = run.bias_pixel[k], per_channel = run.bias_channel[k];
+  for (int64_t i = 0; i < run.n; ++i) a[i] = z[i] + per_channel;
+  for (int64_t i = 0; bias && i < run.n; ++i) a[i] += bias[i];
+}
+
+template <class S>
+FUSECELL_HD void add_peephole(const CellRun<S>& run, const S* p, const S* c, S* a) {
   const CellFlags flags = run.flags;
-  const int64_t n = run.n;
-  S z[4][kCellRun], unused[8][kCellRun];
-  S* h_out = run.h_out ? run.h_out : unused[4];
-  S* c_out = run.c_out ? run.c_out : unused[5];
-  S* y = run.y.data && run.y.stride == 1 ? run.y.data : unused[6];
-  S* c_saved = run.c_saved ? run.c_saved : unused[7];
-  S* gates[4];
-  for (int k = 0; k < 4; ++k) {
-    gates[k] = run.gates[k] ? run.gates[k] : unused[k];
-    const S *from = run.z[k], *bias = run.bias_pixel[k];
-    const S per_channel = run.bias_channel[k];
-    for (int64_t i = 0; i < n; ++i) z[k][i] = from[i] + per_channel;
-    for (int64_t i = 0; bias && i < n; ++i) z[k][i] += bias[i];
-  }
-  S *gate_i = gates[0], *gate_f = gates[1], *gate_g = gates[2], *gate_o = gates[3];
-  // Each output is written at the index that was read: h_out and c_out may be h and c.
+  if (!flags.peephole) return;
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const CellOutput<S> out = lstm_cell(act, flags, Gates<S>{z[0][i], z[1][i], z[2][i], z[3][i]}, in.at(i), in.h[i]);
-    h_out[i] = out.h;
-    c_out[i] = out.c;
-    y[i] = out.h;
-    c_saved[i] = out.c;
-    gate_i[i] = out.saved.i;
-    gate_f[i] = out.saved.f;
-    gate_g[i] = out.saved.g;
-    gate_o[i] = out.saved.o;
-  }
-  for (int64_t i = 0; run.y.data && run.y.stride != 1 && i < n; ++i) run.y.data[i * run.y.stride] = y[i];
+  for (int64_t i = 0; i < run.n; ++i) a[i] = with_peephole(flags, a[i], p[i], c[i]);
+}
+
+template <class S>
+FUSECELL_HD void copy_run(const S* from, int64_t n, S* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
 
 template <class S>
 void cell_forward(const CellForwardRun<S>& run) {
-  if (is_default_cell(run)) {
-    cell_forward_with(SigmoidTanh<S>{}, run);
-  } else {
-    cell_forward_with(AnyActivation<S>{run.gate_kind, run.state_kind, run.activation}, run);
+  OperandStorage<S> storage;
+  const Operands<S> in = gather(run, storage);
+  const CellFlags flags = run.flags;
+  const int64_t n = run.n;
+  alignas(64) S before[4][kCellRun], after[4][kCellRun], c_new[kCellRun], phi[kCellRun], h_unused[kCellRun],
+      c_unused[kCellRun];
+  S *a[4], *y[4];  // before and after the activation; one of them is what is saved
+  for (int k = 0; k < 4; ++k) {
+    const bool save_y = output_determines_derivative(kind_of(run, k));
+    a[k] = run.gates[k] && !save_y ? run.gates[k] : before[k];
+    y[k] = run.gates[k] && save_y ? run.gates[k] : after[k];
+    add_bias(run, k, a[k]);
   }
+  add_peephole(run, in.p[0], in.c, a[0]);
+  add_peephole(run, in.p[1], in.c, a[1]);
+  for (int k = 0; k < 3; ++k) activation_forward(kind_of(run, k), run.activation, n, a[k], y[k]);
+  const S *gate_i = y[0], *gate_f = y[1], *gate_g = y[2], *gate_o = y[3], *c = in.c, *h = in.h;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) c_new[i] = next_state(gate_i[i], gate_f[i], gate_g[i], c[i]);
+  add_peephole(run, in.p[2], c_new, a[3]);
+  activation_forward(run.gate_kind, run.activation, n, a[3], y[3]);
+  activation_forward(run.state_kind, run.activation, n, c_new, phi);
+  S *h_out = run.h_out ? run.h_out : h_unused, *c_out = run.c_out ? run.c_out : c_unused;
+  // Each output is written at the index that was read: h_out and c_out may be h and c.
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    h_out[i] = zoned_out(flags.zoneout_h, in.m_h[i], h[i], gate_o[i] * phi[i]);
+    c_out[i] = zoned_out(flags.zoneout_c, in.m_c[i], c[i], c_new[i]);
+  }
+  if (run.c_saved) copy_run(c_out, n, run.c_saved);
+  if (run.y.data && run.y.stride == 1) copy_run(h_out, n, run.y.data);
+  for (int64_t i = 0; run.y.data && run.y.stride != 1 && i < n; ++i) run.y.data[i * run.y.stride] = h_out[i];
 }
 
 // -------------------------------------------------------------------------------------------------------- backward
@@ -126,43 +139,70 @@ FUSECELL_HD void accumulate(const S* values, int64_t n, S* per_pixel, double* pe
   for (int64_t i = 0; per_pixel && i < n; ++i) per_pixel[i] += values[i];
 }
 
-template <class S, class Act>
-void cell_backward_with(const Act& act, const CellBackwardRun<S>& run) {
-  OperandStorage<S> storage;
-  const OperandArrays<S> in = gather(run, storage);
-  const CellFlags flags = run.flags;
-  const int64_t n = run.n;
-  S product[3][kCellRun];  // dz_i c', dz_f c', dz_o ĉ: the peepholes' gradients
-  const S *gate_i = run.gates[0], *gate_f = run.gates[1], *gate_g = run.gates[2], *gate_o = run.gates[3];
-  S *dz_i = run.dz[0], *dz_f = run.dz[1], *dz_g = run.dz[2], *dz_o = run.dz[3], *dh = run.dh, *dc = run.dc;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const Gates<S> saved = {gate_i[i], gate_f[i], gate_g[i], gate_o[i]};
-    const CellAdjoint<S> out = lstm_cell_adjoint(act, flags, saved, in.at(i), dh[i], dc[i]);
-    dh[i] = out.dh;
-    dc[i] = out.dc;
-    dz_i[i] = out.dz.i;
-    dz_f[i] = out.dz.f;
-    dz_g[i] = out.dz.g;
-    dz_o[i] = out.dz.o;
-    product[0][i] = out.dz.i * in.c[i];
-    product[1][i] = out.dz.f * in.c[i];
-    product[2][i] = out.dz.o * out.c_new;
-  }
-  for (int k = 0; k < 4; ++k) {
-    accumulate(run.dz[k], run.n, run.dbias_pixel[k], run.dbias_channel ? run.dbias_channel + k : nullptr);
-  }
-  for (int k = 0; k < 3; ++k) {
-    accumulate(product[k], run.n, run.dpeephole_pixel[k], run.dpeephole_channel ? run.dpeephole_channel + k : nullptr);
-  }
+// The peephole's gradient: dz times the state it saw.
+template <class S>
+FUSECELL_HD void accumulate_product(const S* dz, const S* c, int64_t n, S* per_pixel, double* per_channel) {
+  if (!per_pixel && !per_channel) return;
+  alignas(64) S product[kCellRun];
+  for (int64_t i = 0; i < n; ++i) product[i] = dz[i] * c[i];
+  accumulate(product, n, per_pixel, per_channel);
 }
 
 template <class S>
 void cell_backward(const CellBackwardRun<S>& run) {
-  if (is_default_cell(run)) {
-    cell_backward_with(SigmoidTanh<S>{}, run);
-  } else {
-    cell_backward_with(AnyActivation<S>{run.gate_kind, run.state_kind, run.activation}, run);
+  if (run.n <= 0) return;  // g++ 12 would warn of what the loops leave unset
+  OperandStorage<S> storage;
+  const Operands<S> in = gather(run, storage);
+  const CellFlags flags = run.flags;
+  const int64_t n = run.n;
+  alignas(64) S values[4][kCellRun], c_new[kCellRun], phi[kCellRun], dc_new[kCellRun], through_phi[kCellRun];
+  const S* y[4];
+  for (int k = 0; k < 4; ++k) {
+    y[k] = run.gates[k];
+    if (output_determines_derivative(kind_of(run, k))) continue;
+    activation_forward(kind_of(run, k), run.activation, n, run.gates[k], values[k]);
+    y[k] = values[k];
+  }
+  const S *gate_i = y[0], *gate_f = y[1], *gate_g = y[2], *gate_o = y[3], *c = in.c;
+  S *dz_i = run.dz[0], *dz_f = run.dz[1], *dz_g = run.dz[2], *dz_o = run.dz[3], *dh = run.dh, *dc = run.dc;
+  const auto through_activation = [&](int k, S* d) {  // in place
+    activation_backward(kind_of(run, k), run.activation, n, run.gates[k], y[k], d, d);
+  };
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) c_new[i] = next_state(gate_i[i], gate_f[i], gate_g[i], c[i]);
+  activation_forward(run.state_kind, run.activation, n, c_new, phi);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const S dh_new = zoned_out_adjoint(flags.zoneout_h, in.m_h[i], dh[i]);
+    dz_o[i] = dh_new * phi[i];
+    through_phi[i] = dh_new * gate_o[i];
+  }
+  through_activation(3, dz_o);
+  activation_backward(run.state_kind, run.activation, n, c_new, phi, through_phi, through_phi);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const S d = zoned_out_adjoint(flags.zoneout_c, in.m_c[i], dc[i]) + through_phi[i];
+    dc_new[i] = with_peephole(flags, d, in.p[2][i], dz_o[i]);
+    dz_i[i] = dc_new[i] * gate_g[i];
+    dz_f[i] = dc_new[i] * c[i];
+    dz_g[i] = dc_new[i] * gate_i[i];
+  }
+  through_activation(0, dz_i);
+  through_activation(1, dz_f);
+  through_activation(2, dz_g);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const S through_i = with_peephole(flags, dc_new[i] * gate_f[i], in.p[0][i], dz_i[i]);
+    const S d = with_peephole(flags, through_i, in.p[1][i], dz_f[i]);
+    dc[i] = flags.zoneout_c ? d + in.m_c[i] * dc[i] : d;
+    dh[i] = flags.zoneout_h ? in.m_h[i] * dh[i] : S(0);
+  }
+  for (int k = 0; k < 4; ++k) {
+    accumulate(run.dz[k], n, run.dbias_pixel[k], run.dbias_channel ? run.dbias_channel + k : nullptr);
+  }
+  for (int k = 0; k < 3; ++k) {
+    accumulate_product(run.dz[k < 2 ? k : 3], k < 2 ? c : c_new, n, run.dpeephole_pixel[k],
+                       run.dpeephole_channel ? run.dpeephole_channel + k : nullptr);
   }
 }
 

@@ -16,16 +16,6 @@
 
 namespace fusecell::cpu {
 
-// Copies a state or a gradient that may be absent (zero) to where it will be worked on.
-template <class S>
-void copy_or_zero(const Tensor& from, int64_t n, S* to) {
-  if (from.present) {
-    std::copy_n(from.as<const S>(), n, to);
-  } else {
-    std::fill_n(to, n, S(0));
-  }
-}
-
 template <class S>
 S* at_or_null(const Tensor& tensor, int64_t at) {
   return tensor.present ? tensor.as<S>() + at : nullptr;
@@ -102,6 +92,8 @@ struct BackwardStep {
   const uint8_t *zoneout_mask_h, *zoneout_mask_c;  // [B, C, P] or null
   Frames<const S> dy;                              // [B, C, P], joins dh; null if none
   Frames<S> dh, dc;                                // [B, C, P]: of the step's outputs, then of its inputs
+  bool apart = false;                              // of the outputs they are dh_from, dc_from; dh may be null: unwanted
+  Frames<const S> dh_from, dc_from;                // [B, C, P]; null: zero
   S* dz;                                           // [B, 4C, P], or packed
   const Packing* packing = nullptr;                // of dz, if it is packed; its borders are zero already
   std::vector<uint8_t> active;                     // [B]; what is inactive is not touched
@@ -159,12 +151,16 @@ class CellGradients {
            double* partial) const {
     const int64_t C = cell_.channels, P = cell_.pixels;
     const int64_t at = (b * C + channel) * P + p;
-    S dz[4][kCellRun];
+    alignas(64) S dz[4][kCellRun], dh_unwanted[kCellRun];
     CellBackwardRun<S> run{};
     cell_.point(run, channel, p, n, step.c_before[static_cast<size_t>(b)].at(channel, p), {},
                 at_or_null(step.zoneout_mask_h, at), at_or_null(step.zoneout_mask_c, at));
-    run.dh = step.dh.image(b).at(channel, p).data;  // pixels that are neighbours
+    run.dh = step.dh.data ? step.dh.image(b).at(channel, p).data : dh_unwanted;  // pixels that are neighbours
     run.dc = step.dc.image(b).at(channel, p).data;
+    if (step.apart) {
+      copy_pixels(step.dh_from.image(b).at(channel, p), n, Pixels<S>{run.dh});
+      copy_pixels(step.dc_from.image(b).at(channel, p), n, Pixels<S>{run.dc});
+    }
     if (step.dy.data) add_pixels(step.dy.image(b).at(channel, p), n, Pixels<S>{run.dh});
     for (int64_t k = 0; k < 4; ++k) {
       const int64_t row = k * C + channel, at_gate = (b * 4 * C + row) * P + p;

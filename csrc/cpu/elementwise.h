@@ -122,24 +122,37 @@ double sum_squares(int64_t n, const S* x, double scale) {
 }
 
 template <class S>
-double max_abs(int64_t n, const S* x) {
-  S most[kSums] = {};
-  int64_t i = 0;
-  const auto larger = [](S a, S b) { return b <= a ? a : b; };  // a NaN is kept: no comparison with it holds
-  for (; i + kSums <= n; i += kSums) {
-    for (int j = 0; j < kSums; ++j) most[j] = most[j] == most[j] ? larger(most[j], abs_(x[i + j])) : most[j];
+struct SignedBits {
+  using type = int64_t;
+};
+template <>
+struct SignedBits<float> {
+  using type = int32_t;
+};
+
+// The largest of term(|x|'s bits). As integers, magnitudes stand in their order, with NaN above infinity.
+template <class S, class F>
+FUSECELL_HD double largest_magnitude(int64_t n, const S* x, F&& term) {
+  using Bits = typename SignedBits<S>::type;
+  Bits most = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const Bits bits = term(__builtin_bit_cast(Bits, abs_(x[i])));
+    most = bits > most ? bits : most;
   }
-  for (int j = 0; i < n; ++i, ++j) most[j] = most[j] == most[j] ? larger(most[j], abs_(x[i])) : most[j];
-  S result = 0;
-  for (int j = 0; j < kSums; ++j) result = result == result ? larger(result, most[j]) : result;
-  return double(result);
+  return double(__builtin_bit_cast(S, most));
+}
+
+template <class S>
+double max_abs(int64_t n, const S* x) {
+  return largest_magnitude(n, x, [](auto bits) { return bits; });
 }
 
 template <class S>
 double largest_number(int64_t n, const S* x) {
-  S most = 0;
-  for (int64_t i = 0; i < n; ++i) most = abs_(x[i]) > most ? abs_(x[i]) : most;
-  return double(most);
+  return largest_magnitude(n, x, [](auto bits) {
+    const auto infinity = __builtin_bit_cast(decltype(bits), S(__builtin_inf()));
+    return bits > infinity ? decltype(bits)(0) : bits;
+  });
 }
 
 template <class S>
@@ -152,16 +165,32 @@ void clamp_all(int64_t n, S limit, S* x) {
   for (int64_t i = 0; i < n; ++i) x[i] = clamp(x[i], -limit, limit);
 }
 
+// A loop for each rule and its slots, so that each vectorises.
+template <UpdateRule kRule, int kSlots, class S>
+FUSECELL_HD void update_with(const UpdateParameters<S>& parameters, const UpdateFactors<S>& factors, int64_t n,
+                             S* value, const S* gradient, S* first, S* second) {
+  const UpdateParameters<S> p = parameters;
+  const UpdateFactors<S> f = factors;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    S a = kSlots > 0 ? first[i] : S(0), b = kSlots > 1 ? second[i] : S(0);
+    value[i] = update_element(kRule, p, f, value[i], gradient[i], a, b);
+    if constexpr (kSlots > 0) first[i] = a;
+    if constexpr (kSlots > 1) second[i] = b;
+  }
+}
+
 template <class S>
 void update(UpdateRule rule, const UpdateParameters<double>& p, double coefficient, int64_t n, S* value,
             const S* gradient, S* first, S* second) {
   const UpdateParameters<S> parameters = as_scalar<S>(p);
   const UpdateFactors<S> factors = update_factors<S>(rule, p, coefficient, p.step);
-  for (int64_t i = 0; i < n; ++i) {
-    S a = first ? first[i] : S(0), b = second ? second[i] : S(0);
-    value[i] = update_element(rule, parameters, factors, value[i], gradient[i], a, b);
-    if (first) first[i] = a;
-    if (second) second[i] = b;
+  if (rule == UpdateRule::adam) {
+    update_with<UpdateRule::adam, 2>(parameters, factors, n, value, gradient, first, second);
+  } else if (first) {
+    update_with<UpdateRule::sgd, 1>(parameters, factors, n, value, gradient, first, second);
+  } else {
+    update_with<UpdateRule::sgd, 0>(parameters, factors, n, value, gradient, first, second);
   }
 }
 

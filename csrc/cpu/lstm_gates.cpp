@@ -42,35 +42,31 @@ void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int work
 }
 
 template <class S>
-struct BackwardPlan {
-  CellGradients<S> gradients;
-  S* dh;
-
-  BackwardPlan(const LstmGatesBackward& args, const LstmGatesShape& shape, Arena& arena)
-      : gradients(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena),
-        dh(arena.take<S>(shape.batch * shape.channels * shape.pixels)) {}
-};
+CellGradients<S> gradients_of(const LstmGatesBackward& args, const LstmGatesShape& shape, Arena& arena) {
+  return CellGradients<S>(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena);
+}
 
 template <class S>
 void backward(const LstmGatesBackward& args, const LstmGatesShape& shape, void* scratch, int workers) {
   Arena arena(scratch);
-  BackwardPlan<S> plan(args, shape, arena);
-  const int64_t sample = shape.channels * shape.pixels, size = shape.batch * sample;
+  CellGradients<S> gradients = gradients_of<S>(args, shape, arena);
+  const int64_t sample = shape.channels * shape.pixels;
+  const auto frames = [&](auto* data) { return contiguous_frames(data, shape.batch, shape.channels, shape.pixels); };
   BackwardStep<S> step{};
   step.gates = args.gates.as<const S>();
   step.zoneout_mask_h = args.zoneout_mask_h.as<const uint8_t>();
   step.zoneout_mask_c = args.zoneout_mask_c.as<const uint8_t>();
-  S *dh = args.dh_before.present ? args.dh_before.as<S>() : plan.dh, *dc = args.dc_before.as<S>();
-  step.dh = contiguous_frames(dh, shape.batch, shape.channels, shape.pixels);
-  step.dc = contiguous_frames(dc, shape.batch, shape.channels, shape.pixels);
+  step.apart = true;
+  step.dh_from = frames(args.dh.as<const S>());
+  step.dc_from = frames(args.dc.as<const S>());
+  step.dh = frames(args.dh_before.as<S>());
+  step.dc = frames(args.dc_before.as<S>());
   step.dz = args.dz.as<S>();
   step.active.assign(static_cast<size_t>(shape.batch), 1);
   for (int64_t b = 0; b < shape.batch; ++b) step.c_before.push_back({args.c.as<const S>() + b * sample, shape.pixels});
-  copy_or_zero(args.dh, size, dh);
-  copy_or_zero(args.dc, size, dc);
-  plan.gradients.clear();
-  plan.gradients.step(cpu::kernels().get<S>(), step, workers);
-  plan.gradients.finish();
+  gradients.clear();
+  gradients.step(cpu::kernels().get<S>(), step, workers);
+  gradients.finish();
 }
 
 }  // namespace
@@ -86,7 +82,7 @@ int64_t lstm_gates_forward_scratch(const LstmGatesForward& /*args*/, const LstmG
 int64_t lstm_gates_backward_scratch(const LstmGatesForward& /*args*/, const LstmGatesShape& shape, int /*workers*/) {
   return with_scalar(shape.dtype, [&](auto s) {
     Arena arena;
-    cpu::BackwardPlan<decltype(s)>(LstmGatesBackward{}, shape, arena);
+    cpu::gradients_of<decltype(s)>(LstmGatesBackward{}, shape, arena);
     return arena.bytes();
   });
 }
