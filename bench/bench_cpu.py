@@ -27,6 +27,7 @@ import numpy as np
 from array_peers import WEIGHTS, Numbers
 from cpu_peers import PEERS, STREAMS, XLA, is_ours
 from cpu_worker import Load, Refused, Worker
+from page import renew, tables
 from shapes import SHAPES, Shape
 from timing import Timed, interleaved, median_ratio, stopwatch, take_turns
 from tqdm import tqdm
@@ -35,7 +36,8 @@ import fusecell
 from fusecell import _dispatch, ops
 
 Row = dict[str, Any]
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "bench_cpu.png"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, PICTURE = DOCS / "cpu.md", DOCS / "images" / "bench_cpu.png"
 REST = 0.02  # seconds between turns; libgomp's threads spin for some 5 ms after a parallel region
 SLOW_ROUNDS = 2
 FRAMES = 100  # in a turn of the streaming part
@@ -194,8 +196,8 @@ def sequence(bench: Bench, name: str, shape: Shape, workers: dict[str, Worker], 
     numbers_of(shape).write(path)
     errors = bench.checked(workers, "peer", path, name)
     right = {peer: worker for peer, worker in workers.items() if not isinstance(errors[peer], str)}
-    bench.expect_silence(workers)
-    seconds, load = {}, Load(workers.values())
+    bench.expect_silence(right)
+    seconds, load = {}, Load(right.values())
     for what, method in (("step", "step"), ("forward", "infer")):
         rivals = {peer: lambda w=w, method=method: w.ask(method) for peer, w in right.items()}
         seconds[what] = bench.turns(f"{name}, {what}", {**rivals, **roofline.rivals})
@@ -297,8 +299,8 @@ def stream(bench: Bench, name: str, shape: Shape, workers: dict[str, Worker]) ->
     numbers_of(shape).write(path)
     errors = bench.checked(workers, "stream", path, f"{name}, streaming")
     right = {peer: w for peer, w in workers.items() if not isinstance(errors[peer], str)}
-    bench.expect_silence(workers)
-    load = Load(workers.values())
+    bench.expect_silence(right)
+    load = Load(right.values())
     turns = bench.turns(f"{name}, streaming", {peer: lambda w=w: w.ask("frames", FRAMES) for peer, w in right.items()})
     _, others = load.cores()
     medians = {peer: [statistics.median(turn) for turn in taken] for peer, taken in turns.items()}
@@ -470,7 +472,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and without the slow ones")
     parser.add_argument("--absolute", action="store_true", help="also print milliseconds, MiB and GFLOP/s")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
-    parser.add_argument("--plot", action="store_true", help=f"also draw {PICTURE.relative_to(PICTURE.parents[2])}")
+    parser.add_argument("--plot", action="store_true", help="also renew docs/cpu.md: its picture and its tables")
     args = parser.parse_args()
     try:
         args.shapes = {name: shape_of(name) for name in args.shapes}
@@ -523,8 +525,10 @@ def main() -> int:
     print_aims(result["aims"])
     if args.json:
         args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    if args.plot and result["sequences"]:
-        draw(result["sequences"], bench.machine(), PICTURE)
+    if args.plot:
+        renew(PAGE, tables(result))
+        if result["sequences"]:
+            draw(result["sequences"], result, PICTURE)
     return 1 if bench.failed else 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from shapes import SHAPES, Shape
@@ -68,9 +69,10 @@ class Peer:
 
 
 # ------------------------------------------------------------------------------------------------------------ fusecell
-def fusecell_peer(problem: Problem, *, recompute: bool = False) -> Peer:
+def fusecell_peer(problem: Problem, **options: Any) -> Peer:
+    """options: ConvLSTM2d's."""
     s = problem.shape
-    module = ConvLSTM2d(s.I, s.C, s.k, recompute=recompute, device=problem.device, dtype=problem.dtype)
+    module = ConvLSTM2d(s.I, s.C, s.k, device=problem.device, dtype=problem.dtype, **options)
     module.load_state_dict({f"{n}_l0": getattr(problem, n) for n in ("weight_ih", "weight_hh", "bias")})
     x = problem.x.requires_grad_()
 

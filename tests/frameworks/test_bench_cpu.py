@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import bench_cpu  # noqa: E402
 import cpu_peers  # noqa: E402
 import cpu_worker  # noqa: E402
 from array_peers import Numbers  # noqa: E402
+from page import renew, tables  # noqa: E402
 from shapes import Shape  # noqa: E402
 from timing import median_ratio, take_turns  # noqa: E402
 
@@ -138,6 +140,41 @@ def test_slow_rivals_take_fewer_turns():
     assert order == list("ABCACAC")
     assert turns == {"A": [1, 4, 6], "B": [2], "C": [3, 5, 7]}
     assert median_ratio([2.0, 100.0, 100.0], [1.0]) == 2.0  # of the rounds in which both took part
+
+
+def test_a_refused_peer_has_a_row_and_no_times(tmp_path, capsys):
+    args = Namespace(threads=1, rounds=1, quick=True, absolute=True, peers=["fusecell.ops", "fusecell"])
+    bench = bench_cpu.Bench(args, tmp_path)
+    with bench.workers("PEERS", bench.peers) as workers:
+        os.kill(workers["fusecell.ops"]._process.pid, 9)
+        eager, dead, alive = bench_cpu.sequence(bench, "tiny", TINY, workers, bench_cpu.Roofline())
+    assert bench.failed
+    assert "ended with -9" in dead["refused"]
+    assert "step_ratio" not in dead
+    assert alive["step_ratio"] > 0
+    bench_cpu.print_sequence(bench, [eager, dead, alive], TINY)
+    assert "fusecell.ops              refused: fusecell.ops: its process ended with -9" in capsys.readouterr().out
+
+
+def test_the_page_is_renewed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text((BENCH.parent / "docs" / "cpu.md").read_text())
+    row = {"shape": "S", "peer": "eager", "peak_bytes": 8, "step_ratio": 1.0, "forward_ratio": 2.0, "others": 0.25}
+    aim = {"aim": "an aim", "wanted": 2.0, "got": 1.5, "met": False, "most": False, "against": "eager", "ceiling": 3.0}
+    refused = {"shape": "S", "peer": "flax", "refused": "dx is off"}
+    found = {"kernels": "avx512", "torch": "9.9", "sequences": [row, refused], "streaming": [], "aims": [aim]}
+    renew(page, tables(found))
+    renew(page, tables(found))  # and again
+    text = page.read_text()
+    for line in (
+        "kernels avx512, torch 9.9; others kept at most 0.25 CPUs busy meanwhile.\n",
+        "|  | S |\n| --- | --- |\n| eager | 1.00, 2.00, 1.00 |\n| flax | refused |\n<!-- end -->",
+        "| an aim | at least 2.00 | 1.50 | missed | 3.0 | eager |\n<!-- end -->",
+    ):
+        assert text.count(line) == 1
+    page.write_text(text.replace("<!-- machine -->", ""))
+    with pytest.raises(ValueError, match="expected <!-- machine --> and <!-- end --> once, got 0"):
+        renew(page, tables(found))
 
 
 def rows_of(step_seconds, bytes_of):
