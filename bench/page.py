@@ -28,7 +28,7 @@ def tables(result: Row) -> dict[str, str]:
     if result["streaming"]:
         made["streaming"] = by_shape(result["streaming"], lambda row, _: f"{row['ratio']:.2f}, {row['late_ratio']:.2f}")
     if result["aims"]:
-        made["aims"] = lined(("aim", "wanted", "got", "", "ceiling", "against"), map(of_aim, result["aims"]))
+        made["aims"] = lined(("aim", "wanted", "got", "", "best", "ceiling", "against"), map(of_aim, result["aims"]))
     return made
 
 
@@ -46,8 +46,8 @@ def of_sequence(row: Row, eager: Row) -> str:
 
 def of_aim(row: Row) -> list[str]:
     wanted = f"{'at most' if row['most'] else 'at least'} {row['wanted']:.2f}"
-    ceiling = f"{row['ceiling']:.1f}" if "ceiling" in row else ""
-    return [row["aim"], wanted, f"{row['got']:.2f}", "met" if row["met"] else "missed", ceiling, row["against"]]
+    further = (f"{row[name]:.2f}" if name in row else "" for name in ("best", "ceiling"))
+    return [row["aim"], wanted, f"{row['got']:.2f}", "met" if row["met"] else "missed", *further, row["against"]]
 
 
 def by_shape(rows: list[Row], say: Callable[[Row, Row], str]) -> str:

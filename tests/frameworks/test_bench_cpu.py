@@ -160,7 +160,8 @@ def test_the_page_is_renewed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text((BENCH.parent / "docs" / "cpu.md").read_text())
     row = {"shape": "S", "peer": "eager", "peak_bytes": 8, "step_ratio": 1.0, "forward_ratio": 2.0, "others": 0.25}
-    aim = {"aim": "an aim", "wanted": 2.0, "got": 1.5, "met": False, "most": False, "against": "eager", "ceiling": 3.0}
+    aim = {"aim": "an aim", "wanted": 2.0, "got": 1.5, "met": False, "most": False, "against": "eager"}
+    aim |= {"best": 1.6, "ceiling": 3.0}
     refused = {"shape": "S", "peer": "flax", "refused": "dx is off"}
     found = {"kernels": "avx512", "torch": "9.9", "sequences": [row, refused], "streaming": [], "aims": [aim]}
     renew(page, tables(found))
@@ -169,7 +170,7 @@ def test_the_page_is_renewed(tmp_path):
     for line in (
         "kernels avx512, torch 9.9; others kept at most 0.25 CPUs busy meanwhile.\n",
         "|  | S |\n| --- | --- |\n| eager | 1.00, 2.00, 1.00 |\n| flax | refused |\n<!-- end -->",
-        "| an aim | at least 2.00 | 1.50 | missed | 3.0 | eager |\n<!-- end -->",
+        "| an aim | at least 2.00 | 1.50 | missed | 1.60 | 3.00 | eager |\n<!-- end -->",
     ):
         assert text.count(line) == 1
     page.write_text(text.replace("<!-- machine -->", ""))
@@ -178,16 +179,15 @@ def test_the_page_is_renewed(tmp_path):
 
 
 def rows_of(step_seconds, bytes_of):
-    shared = {"shape": "M", "bfloat16": False, "step_ceiling": 4.0, "forward_ceiling": 4.0}
+    shared = {"shape": "M", "bfloat16": False, "step_floor": 0.5, "forward_floor": 0.5}
     return [
-        {**shared, "peer": peer, "peak_bytes": bytes_of[peer], "step_seconds": times, "forward_seconds": times,
-         "step_ratio": 4.0 / times[0], "forward_ratio": 4.0 / times[0]}
+        {**shared, "peer": peer, "peak_bytes": bytes_of[peer], "step_seconds": times, "forward_seconds": times}
         for peer, times in step_seconds.items()
     ]  # fmt: skip
 
 
 def test_aims_are_held_against_the_fastest_rival():
-    seconds = {"eager": [4.0, 4.0], "Keras on TensorFlow": [3.0, 3.0], "fusecell": [1.0, 1.0],
+    seconds = {"eager": [4.0, 4.0], "Keras on TensorFlow": [3.1, 2.9], "fusecell": [1.0, 1.0],
                "fusecell, recompute": [1.5, 1.5]}  # fmt: skip
     peaks = {"eager": 100, "Keras on TensorFlow": 10, "fusecell": 70, "fusecell, recompute": 30}
     result = {
@@ -197,7 +197,7 @@ def test_aims_are_held_against_the_fastest_rival():
     found = {row["aim"]: row for row in bench_cpu.aims(result)}
     assert list(found) == ["M, step", "M, forward", "M, memory, fusecell", "M, memory, fusecell, recompute", "g"]
     assert (found["M, step"]["got"], found["M, step"]["against"]) == (3.0, "Keras on TensorFlow")
-    assert found["M, step"]["ceiling"] == pytest.approx(3.0)
+    assert (found["M, step"]["best"], found["M, step"]["ceiling"]) == (2.9, 5.8)
     met = {name: bench_cpu.is_met(row) for name, row in found.items()}
     assert met == {"M, step": True, "M, forward": True, "M, memory, fusecell": False,
                    "M, memory, fusecell, recompute": True, "g": False}  # fmt: skip
