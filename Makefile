@@ -49,8 +49,8 @@ test-frameworks: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## the tests 
 test-packaging: $(MADE)/test.txt $(MADE)/dist.txt $(MADE)/core ## the tests that build a wheel and use it in a fresh environment
 	@$(RUN) -m pytest tests/test_packaging.py --run-packaging $(ARGS)
 
-bench: $(MADE)/test.txt $(MADE)/core ## timings against a plain copy and, if it is installed, torch
-	@$(RUN) bench/cpu.py $(ARGS)
+bench: $(MADE)/torch $(MADE)/bench-cpu.txt $(MADE)/core ## ConvLSTMs on the CPU: torch, Keras, flax, fusecell (installs them, over 2 GB; ARGS=--quick)
+	@$(RUN) bench/bench_cpu.py $(ARGS)
 
 bench-torch: $(MADE)/torch $(MADE)/frameworks.txt $(MADE)/core ## training in PyTorch against what people use there (installs torch and keras)
 	@$(RUN) bench/bench_torch.py $(ARGS)

@@ -25,10 +25,11 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no workers that o
 
 import numpy as np
 import torch
+from picture import GREYS, bars, in_short
 from timing import Timed, interleaved, median_ratio
 from torch import Tensor, nn
 from torch_memory import peak_bytes
-from torch_peers import PEERS, SHAPES, Problem, Shape, check, truth
+from torch_peers import PEERS, SHAPES, Problem, check, truth
 from tqdm import tqdm
 
 import fusecell
@@ -217,28 +218,20 @@ def draw(rows: list[Row], machine: Row, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     speed, peak = figure.subplots(1, 2)
     shapes, peers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("shape", "peer"))
-    greys = iter(("#3c4048", "#6c717b", "#9a9fa8", "#c0c4ca", "#dcdfe3"))
+    greys = iter(GREYS)
     colours = {p: {"fusecell": "#d9720c", "fusecell, recompute": "#f2b56b"}.get(p) or next(greys) for p in peers}
-    eager = {row["shape"]: row for row in rows if row["peer"] == "eager"}
-    width = 0.85 / len(peers)
-    for row in rows:
-        at = shapes.index(row["shape"]) + (peers.index(row["peer"]) - (len(peers) - 1) / 2) * width
-        speed.bar(at, row["step_ratio"], width, color=colours[row["peer"]])
-        share = row["peak_bytes"] / eager[row["shape"]]["peak_bytes"]
-        peak.bar(at, share, width, color=colours[row["peer"]], label=row["peer"] if row["shape"] == shapes[0] else None)
-    for axes, title in ((speed, "training step, times as fast as eager"), (peak, "peak memory, share of eager's")):
-        axes.axhline(1, color="#888888", linewidth=0.8, zorder=0)
+    eager = {row["shape"]: row["peak_bytes"] for row in rows if row["peer"] == "eager"}
+    bars(speed, "training step, times as fast as eager", rows, lambda row: row["step_ratio"], shapes, colours)
+    share = "peak memory, share of eager's"
+    bars(peak, share, rows, lambda row: row["peak_bytes"] / eager[row["shape"]], shapes, colours)
+    for axes in (speed, peak):
         axes.set_xticks(range(len(shapes)), [in_short(SHAPES[shape]) for shape in shapes], fontsize=8)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(peers), frameon=False, fontsize=8)
+    figure.legend(
+        *speed.get_legend_handles_labels(), loc="outside lower center", ncols=len(peers), frameon=False, fontsize=8
+    )
     figure.suptitle(f"float32, {machine['name']}, torch {machine['torch']}", fontsize=8, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def in_short(s: Shape) -> str:
-    return f"{s.I} -> {s.C}, {s.k}x{s.k}\n{s.H}x{s.W}"
 
 
 # ------------------------------------------------------------------------------------------------------------ arguments

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 Timed = Callable[[], object]
+Turn = TypeVar("Turn")
 
 
 def interleaved(
@@ -18,18 +20,45 @@ def interleaved(
     """
     for run in rivals.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(rounds):
+    return take_turns({name: stopwatch(run, wait) for name, run in rivals.items()}, rounds, tick)
+
+
+def stopwatch(run: Timed, wait: Timed = lambda: None) -> Callable[[], float]:
+    """What runs it once and returns the seconds that took."""
+
+    def seconds() -> float:
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def take_turns(
+    rivals: Mapping[str, Callable[[], Turn]],
+    rounds: int,
+    tick: Timed = lambda: None,
+    *,
+    fewer: Mapping[str, int] | None = None,
+    rest: float = 0.0,
+) -> dict[str, list[Turn]]:
+    """What each rival's turns return, one round after the other.
+
+    fewer: rivals that take part in the first few rounds only. rest: seconds of sleep after a turn, in which threads
+    that spin while they wait for work give up.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in rivals}
+    for index in range(rounds):
         for name, run in rivals.items():
-            wait()
-            start = time.perf_counter()
-            run()
-            wait()
-            times[name].append(time.perf_counter() - start)
-            tick()
-    return times
+            if index < (fewer or {}).get(name, rounds):
+                turns[name].append(run())
+                tick()
+                time.sleep(rest)
+    return turns
 
 
 def median_ratio(longer: list[float], shorter: list[float]) -> float:
-    """The median over the rounds of the first's time by the second's."""
-    return statistics.median(a / b for a, b in zip(longer, shorter, strict=True))
+    """The median of the first's time by the second's, over the rounds in which both took part."""
+    return statistics.median(a / b for a, b in zip(longer, shorter, strict=False))

@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -57,13 +58,17 @@ def _peak_here(peer: str, shape: str, threads: int) -> int:
 
     torch.set_num_threads(threads)
     fusecell.set_num_threads(threads)
-    made = PEERS[peer](Problem(SHAPES[shape], "cpu"))
-    made.step()
-    made.forget()
+    return peak_of_a_step(PEERS[peer](Problem(SHAPES[shape], "cpu")))
+
+
+def peak_of_a_step(peer: Any) -> int:
+    """In this process, which must have been started with GIVE_BACK in its environment. peer: has step(), forget()."""
+    peer.step()
+    peer.forget()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew from here
     before = _resident("VmRSS")
-    made.step()
+    peer.step()
     return _resident("VmHWM") - before
 
 

@@ -8,35 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from shapes import SHAPES, Shape
 from torch import Tensor, nn
+from verify import largest_error
 
 from fusecell.torch import ConvLSTM2d
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a sequence x [T, B, I, H, W] and a state of C channels; k: the size of both kernels."""
-
-    B: int
-    T: int
-    I: int
-    C: int
-    H: int
-    W: int
-    k: int
-
-    def __str__(self) -> str:
-        return f"B={self.B} T={self.T} {self.I}->{self.C} channels {self.H}x{self.W} k={self.k}"
-
-
-SHAPES = {
-    "S": Shape(4, 10, 1, 16, 64, 64, 3),  # Moving MNIST, first layer
-    "M": Shape(4, 10, 16, 64, 32, 32, 3),  # half the resolution, more channels
-    "L": Shape(2, 10, 64, 64, 64, 64, 3),  # a layer in the middle of a large stack
-    "K5": Shape(4, 10, 8, 32, 32, 32, 5),
-}
+__all__ = ["PEERS", "SHAPES", "Peer", "Problem", "Shape", "check", "truth"]
 
 
 @dataclass
@@ -88,9 +69,10 @@ class Peer:
 
 
 # ------------------------------------------------------------------------------------------------------------ fusecell
-def fusecell_peer(problem: Problem, *, recompute: bool = False) -> Peer:
+def fusecell_peer(problem: Problem, **options: Any) -> Peer:
+    """options: ConvLSTM2d's."""
     s = problem.shape
-    module = ConvLSTM2d(s.I, s.C, s.k, recompute=recompute, device=problem.device, dtype=problem.dtype)
+    module = ConvLSTM2d(s.I, s.C, s.k, device=problem.device, dtype=problem.dtype, **options)
     module.load_state_dict({f"{n}_l0": getattr(problem, n) for n in ("weight_ih", "weight_hh", "bias")})
     x = problem.x.requires_grad_()
 
@@ -107,12 +89,17 @@ def usual_loop(x: Tensor, weight: Tensor, bias: Tensor, channels: int) -> Tensor
     h = c = x.new_zeros(x.shape[1], channels, *x.shape[3:])
     outputs = []
     for frame in x:
-        z = nn.functional.conv2d(torch.cat([frame, h], 1), weight, bias, padding="same")
-        i, f, g, o = z.chunk(4, 1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
+        h, c = usual_step(frame, h, c, weight, bias)
         outputs.append(h)
     return torch.stack(outputs)
+
+
+def usual_step(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A frame x [B, I, H, W]; the new h and c [B, C, H, W]."""
+    z = nn.functional.conv2d(torch.cat([x, h], 1), weight, bias, padding="same")
+    i, f, g, o = z.chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
 class Loop(nn.Module):
@@ -128,7 +115,8 @@ class Loop(nn.Module):
         return usual_loop(x, self.weight, self.bias, self.channels)
 
 
-def loop_peer(problem: Problem, *, channels_last: bool = False, compiled: bool = False) -> Peer:
+def loop_peer(problem: Problem, *, channels_last: bool = False, compiled: bool = False, autocast: bool = False) -> Peer:
+    """The loop on tensors of the problem's dtype; autocast: bfloat16 where torch's autocast deems it right."""
     module = Loop(problem)
     x, dy = problem.x, problem.dy
     if channels_last:
@@ -141,7 +129,12 @@ def loop_peer(problem: Problem, *, channels_last: bool = False, compiled: bool =
         return {"y": y, "dx": x.grad, "dweight_ih": dweight_ih, "dweight_hh": dweight_hh, "dbias": module.bias.grad}
 
     run = torch.compile(module) if compiled else module
-    return Peer(run, x, dy, list(module.parameters()), results)
+
+    def cast(x: Tensor) -> Tensor:
+        with torch.autocast(problem.device, torch.bfloat16):
+            return run(x)
+
+    return Peer(cast if autocast else run, x, dy, list(module.parameters()), results)
 
 
 # --------------------------------------------------------------------------------------------------------------- Keras
@@ -185,9 +178,6 @@ PEERS: dict[str, Callable[[Problem], Peer]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------- the truth
-TOLERANCE = 1e-4  # of each result's largest value: float32 over a few hundred terms and ten steps
-
-
 def truth(shape: Shape, device: str) -> dict[str, Tensor]:
     """The results of the loop in float64, from the same (float32) numbers."""
     problem = Problem(shape, device)
@@ -199,11 +189,4 @@ def truth(shape: Shape, device: str) -> dict[str, Tensor]:
 
 def check(name: str, peer: Peer, expected: dict[str, Tensor]) -> float:
     """Run a step and return the largest error. Raises AssertionError where a result is wrong."""
-    worst = 0.0
-    for result, got in peer.results(peer.step()).items():
-        target = expected[result]
-        error = float((got.double() - target).abs().max() / target.abs().max())
-        if not error <= TOLERANCE:
-            raise AssertionError(f"{name}: {result} is off by {error:.1e}, allowed {TOLERANCE:.0e}: nothing is timed")
-        worst = max(worst, error)
-    return worst
+    return largest_error(name, peer.results(peer.step()), expected)
