@@ -168,7 +168,6 @@ def test_auto_has_the_bits_of_what_it_chose(k: int) -> None:
     assert gradients_and_outputs(arrays, "auto") == gradients_and_outputs(arrays, chosen("conv_lstm", arrays))
 
 
-@pytest.mark.xfail(strict=True, reason="the CPU's kernels do not know the algorithm yet")
 def test_winograd_is_another_algorithm() -> None:
     """What the tables cannot see: that the option has an effect at all."""
     for k in (3, 5):

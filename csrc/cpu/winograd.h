@@ -256,10 +256,10 @@ class WinogradWeightGradients {
       at += planes.channels;
     }
     transform_gradient(dz, active, workers);
-    constexpr int64_t kGroups = 3;
-    const int64_t tasks = ceil_div(groups(), kGroups);
+    const int64_t tasks = ceil_div(groups(), 3);  // of 2 or 3 vectors, but for very few rows
     parallel_for(kWinogradPlaces * tasks, workers, [&](int64_t task, int) {
-      const int64_t place = task / tasks, first = task % tasks * kGroups, last = std::min(first + kGroups, groups());
+      const int64_t place = task / tasks, first = task % tasks * groups() / tasks;
+      const int64_t last = (task % tasks + 1) * groups() / tasks;
       kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
                                   gradients_ + first * group() + place * kWinogradTiles * kernels_.lanes,
                                   patches_.block(), groups() * group(), group(), tiles_.total(), count_, last - first,

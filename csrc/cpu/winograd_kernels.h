@@ -216,7 +216,9 @@ FUSECELL_HD void split_row(const S* row, Vector<S> (&pixel)[K]) {
   for (int j = 0; j < M; ++j) pixel[j] = own[j];
   if constexpr (K - M > L) {  // more than one vector behind: two lanes alone
     for (int j = M; j < K; ++j) {
-      for (int l = 0; l < L; ++l) pixel[j][l] = row[M * l + j];
+      Vector<S> lanes = {};
+      for (int l = 0; l < L; ++l) lanes[l] = row[M * l + j];
+      pixel[j] = lanes;
     }
   } else if constexpr (K > M) {
     const Vector<S> behind = load(row + M * L);
