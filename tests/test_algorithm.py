@@ -21,9 +21,9 @@ def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 def sequence(
-    inputs: int = 4, channels: int = 4, k: Any = 3, kh: Any = 3, dtype: Any = np.float32, **shape: int
+    inputs: int = 4, channels: int = 8, k: Any = 3, kh: Any = 3, dtype: Any = np.float32, **shape: int
 ) -> Options:
-    size = {"T": 2, "B": 2, "H": 9, "W": 8} | shape
+    size = {"T": 2, "B": 2, "H": 13, "W": 14} | shape
     kernels = [(n, n) if isinstance(n, int) else n for n in (k, kh)]
     return {
         "x": draw(size["T"], size["B"], inputs, size["H"], size["W"], dtype=dtype),
@@ -32,8 +32,8 @@ def sequence(
     }
 
 
-def convolution(inputs: int = 4, outputs: int = 4, k: int = 3, dtype: Any = np.float32) -> Options:
-    return {"x": draw(2, inputs, 9, 8, dtype=dtype), "weight": 0.2 * draw(outputs, inputs, k, k, dtype=dtype)}
+def convolution(inputs: int = 8, outputs: int = 8, k: int = 3, dtype: Any = np.float32) -> Options:
+    return {"x": draw(2, inputs, 13, 14, dtype=dtype), "weight": 0.2 * draw(outputs, inputs, k, k, dtype=dtype)}
 
 
 def chosen(op: str, arrays: Options, **options: Any) -> str:
@@ -46,10 +46,12 @@ AUTO = {
     "5x5": (sequence(k=5, kh=5), {}, "winograd"),
     "one frame": (sequence(T=1, B=1), {}, "winograd"),
     "explicit padding": (sequence(), {"padding": "explicit", "pad_h": (0, 3), "pad_w": (2, 1)}, "winograd"),
-    "valid": (sequence(), {"padding": "valid"}, "winograd"),
+    "valid": (sequence(H=15, W=16), {"padding": "valid"}, "winograd"),
     "float64": (sequence(dtype=np.float64), {}, "direct"),
-    "too few channels": (sequence(8, 3), {}, "direct"),
-    "too few inputs": (sequence(3, 4), {}, "direct"),
+    "one input": (sequence(1, 8), {}, "winograd"),
+    "too few channels": (sequence(8, 7), {}, "direct"),
+    "too few tiles": (sequence(H=12, W=12), {}, "direct"),
+    "more tiles of 2x2": (sequence(k=5, kh=5, H=8, W=8), {}, "winograd"),
     "1x1": (sequence(k=1, kh=1), {}, "direct"),
     "7x7": (sequence(k=7, kh=7), {}, "direct"),
     "two kernels": (sequence(k=5, kh=3), {}, "direct"),

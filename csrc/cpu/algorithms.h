@@ -1,5 +1,5 @@
 #pragma once
-// Which algorithm computes the convolutions, and of how many samples at once.
+// Which algorithm computes the convolutions, and for how many samples at once.
 
 #include <algorithm>
 #include <memory>
@@ -16,14 +16,10 @@ std::unique_ptr<Convolutions<S>> make_convolutions(const ConvolutionSet& set, co
   return std::make_unique<DirectConvolutions<S>>(set, wanted, arena, workers);
 }
 
-// Samples whose `channels` planes fill at most `bytes`, and one at least: the same for any number of threads. Winograd
-// keeps 36 values for each tile.
+// Samples of which `channels` planes fill at most some bytes, and one at least: the same for any number of threads.
 template <class S>
-int64_t samples_at_once(const ConvolutionShape& conv, bool winograd, int64_t batch, int64_t channels, int64_t bytes) {
-  const int64_t size = 7 - conv.kernel[0];
-  const int64_t values =
-      winograd ? kWinogradPlaces * ceil_div(conv.out[0], size) * ceil_div(conv.out[1], size) : conv.out_pixels();
-  const int64_t of_sample = channels * values * static_cast<int64_t>(sizeof(S));
+int64_t samples_at_once(const ConvolutionShape& conv, int64_t batch, int64_t channels, int64_t bytes) {
+  const int64_t of_sample = channels * conv.out_pixels() * static_cast<int64_t>(sizeof(S));
   return std::min(batch, std::max<int64_t>(bytes / std::max<int64_t>(of_sample, 1), 1));
 }
 

@@ -11,8 +11,7 @@
 namespace fusecell::cpu {
 namespace {
 
-// Of the sources, or what Winograd makes of them: a part of the third-level cache.
-constexpr int64_t kGroupBytes = 10 << 20;
+constexpr int64_t kGroupBytes = 8 << 20;  // of the input or the output, whichever has more channels
 
 template <class S>
 struct Plan {
@@ -20,8 +19,8 @@ struct Plan {
   std::unique_ptr<Convolutions<S>> convolution;
 
   Plan(const Conv2dShape& shape, const Wanted& wanted, Arena& arena, int workers)
-      : group(samples_at_once<S>(shape.conv, shape.winograd, shape.batch,
-                                 std::max(shape.conv.in_channels, shape.conv.out_channels), kGroupBytes)),
+      : group(samples_at_once<S>(shape.conv, shape.batch, std::max(shape.conv.in_channels, shape.conv.out_channels),
+                                 kGroupBytes)),
         convolution(make_convolutions<S>({{shape.conv}, group, 1, shape.winograd}, wanted, arena, workers)) {}
 
   std::vector<uint8_t> active(int64_t first, int64_t batch) const {

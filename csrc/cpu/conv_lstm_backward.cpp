@@ -14,13 +14,14 @@
 namespace fusecell::cpu {
 namespace {
 
-// Of dz: a part of the second-level cache; of what Winograd makes of it: a part of the third.
-constexpr int64_t kGroupBytes = 1 << 20, kWinogradGroupBytes = 10 << 20;
+// Of dz. Directly: a part of the second-level cache, where every tap reads it again; of what Winograd reads once or
+// twice, more, so that there are tasks for all threads.
+constexpr int64_t kGroupBytes = 1 << 20, kWinogradGroupBytes = 6 << 20;
 
 template <class S>
 ConvLstmShape group_of(const ConvLstmShape& shape) {
   ConvLstmShape group = shape;
-  group.batch = samples_at_once<S>(shape.input, shape.winograd, shape.batch, 4 * shape.channels,
+  group.batch = samples_at_once<S>(shape.input, shape.batch, 4 * shape.channels,
                                    shape.winograd ? kWinogradGroupBytes : kGroupBytes);
   return group;
 }

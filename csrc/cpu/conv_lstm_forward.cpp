@@ -11,28 +11,13 @@
 namespace fusecell::cpu {
 namespace {
 
-constexpr int64_t kGroupBytes = 8 << 20;  // of the sources as Winograd keeps them: a part of the third-level cache
-
-// The problem of the samples that are computed together.
-template <class S>
-ConvLstmShape group_of(const ConvLstmShape& shape) {
-  ConvLstmShape group = shape;
-  if (shape.winograd) {
-    group.batch =
-        samples_at_once<S>(shape.input, true, shape.batch, shape.input.in_channels + shape.channels, kGroupBytes);
-  }
-  return group;
-}
-
 template <class S>
 struct ForwardPlan {
-  const ConvLstmShape group;
   std::unique_ptr<Convolutions<S>> convolutions;
   S *h, *c;  // for the running state, [B, C, H, W] each
 
   ForwardPlan(const ConvLstmShape& shape, Arena& arena, int workers)
-      : group(group_of<S>(shape)),
-        convolutions(make_convolutions<S>(convolutions_of(group), {.outputs = true}, arena, workers)),
+      : convolutions(make_convolutions<S>(convolutions_of(shape), {.outputs = true}, arena, workers)),
         h(arena.take<S>(shape.state_size())),
         c(arena.take<S>(shape.state_size())) {}
 };
@@ -53,44 +38,42 @@ class Forward {
     plan_.convolutions->prepare({args_.weight_ih.as<const S>(), args_.weight_hh.as<const S>()}, {nullptr, nullptr});
     copy_state(shape_, args_.h_0.frames<const S>(), workers_, h_);
     copy_state(shape_, args_.c_0.frames<const S>(), workers_, c_);
-    for (int64_t s = 0; s < shape_.steps; ++s) {
-      for (int64_t b = 0; b < shape_.batch; b += plan_.group.batch) run_group(s, b);
-    }
+    for (int64_t s = 0; s < shape_.steps; ++s) run_step(s);
     finish(shape_, h_, workers_, args_.h_n.frames<S>());
     finish(shape_, c_, workers_, args_.c_n.frames<S>());
   }
 
  private:
   // In place: a step reads h' from its packed copy, c' at the pixel it writes.
-  void run_group(int64_t s, int64_t first) {
-    const int64_t t = timeline_.time(s), at = t * size_ + first * sample_;
+  void run_step(int64_t s) {
+    const int64_t t = timeline_.time(s);
     ForwardStep<S> step{};
-    step.x = args_.x.frames<const S>().at_time(t).from_sample(first);
-    step.y = args_.y.frames<S>().at_time(t).from_sample(first);
-    step.active = timeline_.active(s, first, plan_.group.batch);
-    step.zoneout_mask_h = at_or_null<const uint8_t>(args_.zoneout_mask_h, at);
-    step.zoneout_mask_c = at_or_null<const uint8_t>(args_.zoneout_mask_c, at);
-    step.h_out = h_.from_sample(first);
-    step.c_out = c_.from_sample(first);
-    step.c_saved = at_or_null<S>(args_.c, at);
-    step.gates = at_or_null<S>(args_.gates, 4 * at);
-    for (int64_t j = 0; j < plan_.group.batch; ++j) {
-      step.h_before.push_back(to_read(step.h_out).image(j));
-      step.c_before.push_back(to_read(step.c_out).image(j));
-      if (!step.active[static_cast<size_t>(j)] && first + j < shape_.batch) pass_by(step, j);
+    step.x = args_.x.frames<const S>().at_time(t);
+    step.y = args_.y.frames<S>().at_time(t);
+    step.active = timeline_.active(s, 0, shape_.batch);
+    step.zoneout_mask_h = at_or_null<const uint8_t>(args_.zoneout_mask_h, t * size_);
+    step.zoneout_mask_c = at_or_null<const uint8_t>(args_.zoneout_mask_c, t * size_);
+    step.h_out = h_;
+    step.c_out = c_;
+    step.c_saved = at_or_null<S>(args_.c, t * size_);
+    step.gates = at_or_null<S>(args_.gates, t * (4 * size_));
+    for (int64_t b = 0; b < shape_.batch; ++b) {
+      step.h_before.push_back(to_read(h_).image(b));
+      step.c_before.push_back(to_read(c_).image(b));
+      if (!step.active[static_cast<size_t>(b)]) pass_by(step, b);
     }
-    read_sources(*plan_.convolutions, step, at_or_null<const S>(args_.dropout_mask, first * sample_));
-    run_step(*plan_.convolutions, cell_, shape_.input.out[1], step);
+    read_sources(*plan_.convolutions, step, args_.dropout_mask.as<const S>());
+    cpu::run_step(*plan_.convolutions, cell_, shape_.input.out[1], step);
   }
 
   // A sample that is not active: its state stays, its output is zero.
-  void pass_by(const ForwardStep<S>& step, int64_t j) const {
-    copy_image<S>(shape_.channels, shape_.pixels(), {}, step.y.image(j));
+  void pass_by(const ForwardStep<S>& step, int64_t b) const {
+    copy_image<S>(shape_.channels, shape_.pixels(), {}, step.y.image(b));
     if (step.c_saved) {
       const auto saved = contiguous_frames(step.c_saved, shape_.batch, shape_.channels, shape_.pixels());
-      copy_image(shape_.channels, shape_.pixels(), to_read(step.c_out).image(j), saved.image(j));
+      copy_image(shape_.channels, shape_.pixels(), to_read(c_).image(b), saved.image(b));
     }
-    if (step.gates) std::fill_n(step.gates + 4 * j * sample_, 4 * sample_, S(0));
+    if (step.gates) std::fill_n(step.gates + 4 * b * sample_, 4 * sample_, S(0));
   }
 
   const ConvLstmForward& args_;

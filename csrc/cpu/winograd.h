@@ -232,39 +232,39 @@ class WinogradProducts {
 };
 
 // ------------------------------------------------------------------------------------------- gradients of the weights
-// The patches of all tiles, [blocks][36][channels][48], and the transformed gradient, [blocks][groups][36][48][lanes],
-// go through the third-level cache; the sum over tiles stays in registers.
+// A chunk of tiles at a time: its patches, [blocks][36][channels][48], and its transformed gradient,
+// [blocks][groups][36][48][lanes], fit a part of the third-level cache; the sum over them stays in registers.
 template <class S>
 class WinogradWeightGradients {
  public:
   WinogradWeightGradients(const WinogradTiles& tiles, int64_t rows, int64_t count)
-      : tiles_(tiles), rows_(rows), count_(count), patches_{nullptr, count} {}
+      : tiles_(tiles), rows_(rows), count_(count), patches_{nullptr, count} {
+    constexpr int64_t kMostBytes = 6 << 20;
+    const int64_t of_block = (patches_.block() + groups() * group()) * static_cast<int64_t>(sizeof(S));
+    const int64_t blocks = ceil_div(tiles.total(), kWinogradTiles);
+    chunk_ = std::clamp<int64_t>(kMostBytes / of_block, 1, std::max<int64_t>(blocks, 1));
+  }
 
   void take(Arena& arena) {
     sums_ = arena.take<S>(kWinogradPlaces * frequency());
-    patches_.data = arena.take<S>(checked_product("scratch", {blocks(), patches_.block()}));
-    gradients_ = arena.take<S>(checked_product("scratch", {blocks(), groups(), group()}));
+    patches_.data = arena.take<S>(checked_product("scratch", {chunk_, patches_.block()}));
+    gradients_ = arena.take<S>(checked_product("scratch", {chunk_, groups(), group()}));
   }
 
   void clear() { std::fill_n(sums_, kWinogradPlaces * frequency(), S(0)); }
 
   void add(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active,
-           int workers) {
-    int64_t at = 0;
-    for (const Planes<S>& planes : sources) {
-      transform_patches(planes, active, workers, at);
-      at += planes.channels;
+           int workers) const {
+    for (int64_t first = 0; first < tiles_.total(); first += chunk_ * kWinogradTiles) {
+      const int64_t last = std::min(first + chunk_ * kWinogradTiles, tiles_.total());
+      int64_t at = 0;
+      for (const Planes<S>& planes : sources) {
+        transform_patches(planes, first, last, active, workers, at);
+        at += planes.channels;
+      }
+      transform_gradient(dz, first, last, active, workers);
+      add_products(last - first, workers);
     }
-    transform_gradient(dz, active, workers);
-    const int64_t tasks = ceil_div(groups(), 3);  // of 2 or 3 vectors, but for very few rows
-    parallel_for(kWinogradPlaces * tasks, workers, [&](int64_t task, int) {
-      const int64_t place = task / tasks, first = task % tasks * groups() / tasks;
-      const int64_t last = (task % tasks + 1) * groups() / tasks;
-      kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
-                                  gradients_ + first * group() + place * kWinogradTiles * kernels_.lanes,
-                                  patches_.block(), groups() * group(), group(), tiles_.total(), count_, last - first,
-                                  sums_ + place * frequency() + first * kernels_.lanes, pitch()});
-    });
   }
 
   // To dweight [rows, channels, taps], which are those from `first` on.
@@ -278,22 +278,28 @@ class WinogradWeightGradients {
 
  private:
   const WinogradKernels<S>& kernels() const { return kernels_.winograd[tiles_.size == 4 ? 0 : 1]; }
-  int64_t blocks() const { return ceil_div(tiles_.total(), kWinogradTiles); }
   int64_t groups() const { return ceil_div(rows_, kernels_.lanes); }
   int64_t group() const { return kWinogradPlaces * kWinogradTiles * kernels_.lanes; }
   int64_t pitch() const { return groups() * kernels_.lanes; }
   int64_t frequency() const { return count_ * pitch() + 16; }
 
-  // The sum goes over all tiles, so those of an inactive sample are zero.
-  void transform_patches(const Planes<S>& planes, const std::vector<uint8_t>& active, int workers, int64_t at) const {
-    const int64_t tasks = ceil_div(planes.channels, kTogether), tiles = tiles_.of_image();
-    parallel_for(tiles_.batch * tasks, workers, [&](int64_t task, int) {
-      const int64_t b = task / tasks, k = task % tasks * kTogether, end = std::min(k + kTogether, planes.channels);
-      each_run(tiles_, b * tiles, (b + 1) * tiles, kWinogradTiles, [&](const TileRun& run) {
-        S* to = patches_.at(run.block, at + k, run.q);
-        if (active[static_cast<size_t>(b)]) {  // the next sample's tiles are another task's
-          const int64_t left = tiles - (run.row * tiles_.columns() + run.column);
-          transform_run(kernels().patches, tiles_.size, run, planes, k, end, std::min(kWinogradTiles - run.q, left), to,
+  // Of one block of the chunk of tiles first to last - 1. The sum goes over all tiles, so those of an inactive sample
+  // are to be zero.
+  template <class F>
+  void each_run_of_chunk(int64_t block, int64_t first, int64_t last, F&& f) const {
+    const int64_t begin = first + block * kWinogradTiles;
+    each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), kWinogradTiles, f);
+  }
+
+  void transform_patches(const Planes<S>& planes, int64_t first, int64_t last, const std::vector<uint8_t>& active,
+                         int workers, int64_t at) const {
+    const int64_t tasks = ceil_div(planes.channels, kTogether);
+    parallel_for(ceil_div(last - first, kWinogradTiles) * tasks, workers, [&](int64_t task, int) {
+      const int64_t block = task / tasks, k = task % tasks * kTogether, end = std::min(k + kTogether, planes.channels);
+      each_run_of_chunk(block, first, last, [&](const TileRun& run) {
+        S* to = patches_.at(block, at + k, run.q);
+        if (active[static_cast<size_t>(run.b)]) {
+          transform_run(kernels().patches, tiles_.size, run, planes, k, end, kWinogradTiles - run.q, to,
                         patches_.frequency());
           return;
         }
@@ -306,14 +312,15 @@ class WinogradWeightGradients {
     });
   }
 
-  void transform_gradient(const Planes<S>& dz, const std::vector<uint8_t>& active, int workers) const {
-    const int64_t tiles = tiles_.of_image(), lanes = kernels_.lanes;
-    parallel_for(tiles_.batch * groups(), workers, [&](int64_t task, int) {
-      const int64_t b = task / groups(), of_group = task % groups(), first = of_group * lanes;
-      each_run(tiles_, b * tiles, (b + 1) * tiles, kWinogradTiles, [&](const TileRun& run) {
-        S* to = gradients_ + (run.block * groups() + of_group) * group() + run.q * lanes;
-        if (active[static_cast<size_t>(b)]) {
-          transform_run(kernels().gradients, tiles_.size, run, dz, first, std::min(first + lanes, rows_), run.count, to,
+  void transform_gradient(const Planes<S>& dz, int64_t first, int64_t last, const std::vector<uint8_t>& active,
+                          int workers) const {
+    const int64_t lanes = kernels_.lanes;
+    parallel_for(ceil_div(last - first, kWinogradTiles) * groups(), workers, [&](int64_t task, int) {
+      const int64_t block = task / groups(), m = task % groups() * lanes;
+      each_run_of_chunk(block, first, last, [&](const TileRun& run) {
+        S* to = gradients_ + task * group() + run.q * lanes;
+        if (active[static_cast<size_t>(run.b)]) {
+          transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), run.count, to,
                         kWinogradTiles * lanes);
           return;
         }
@@ -324,10 +331,23 @@ class WinogradWeightGradients {
     });
   }
 
+  void add_products(int64_t tiles, int workers) const {
+    const int64_t tasks = ceil_div(groups(), 3);  // of 2 or 3 vectors, but for very few rows
+    parallel_for(kWinogradPlaces * tasks, workers, [&](int64_t task, int) {
+      const int64_t place = task / tasks, first = task % tasks * groups() / tasks;
+      const int64_t last = (task % tasks + 1) * groups() / tasks;
+      kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
+                                  gradients_ + first * group() + place * kWinogradTiles * kernels_.lanes,
+                                  patches_.block(), groups() * group(), group(), tiles, count_, last - first,
+                                  sums_ + place * frequency() + first * kernels_.lanes, pitch()});
+    });
+  }
+
   const Kernels<S>& kernels_ = cpu::kernels().get<S>();
   const WinogradTiles tiles_;
   const int64_t rows_, count_;
   Places<S> patches_;
+  int64_t chunk_;  // in blocks
   S *gradients_ = nullptr, *sums_ = nullptr;
 };
 
