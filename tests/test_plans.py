@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -76,3 +77,14 @@ def test_numbers_are_checked_though_the_plan_is_known(asked: list[bool]) -> None
     with pytest.raises(ValueError, match="lengths: expected values from 0 to 3, got 4"):
         ops.conv_lstm_forward(**good, lengths=[4, 1])
     assert asked == [False]
+
+
+def test_where_an_array_lies() -> None:
+    whole = np.arange(12.0).reshape(3, 4)
+    fixed = whole.copy()
+    fixed.flags.writeable = False
+    arrays = (whole, whole[1:, 2:], whole.T, fixed, whole.astype(ml_dtypes.bfloat16), np.empty((0, 3)), np.array(1.0))
+    for array in arrays:
+        assert _cpu.address(array) == array.ctypes.data
+    with pytest.raises(AttributeError):
+        _cpu.address([1.0])

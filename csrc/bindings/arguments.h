@@ -5,8 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
-#include <set>
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -47,38 +46,44 @@ class Arguments {
   explicit Arguments(const py::dict& values) : values_(values) {}
 
   void take(const char* name, Tensor& to) {
-    if (seen(name)) to = to_tensor(values_[name]);
+    if (const py::handle value = find(name)) to = to_tensor(value);
   }
   template <class T>
   void take(const char* name, T& to) {
-    if (!seen(name)) return;
+    const py::handle value = find(name);
+    if (!value) return;
     try {
-      to = values_[name].cast<T>();
+      to = value.cast<T>();
     } catch (const py::cast_error&) {
-      type_error(name, "a value of another type", py::repr(values_[name]).cast<std::string>());
+      type_error(name, "a value of another type", py::repr(value).cast<std::string>());
     }
   }
   void take(const char* name, int64_t (&pair)[2]) {
-    if (!seen(name)) return;
-    const auto given = values_[name].cast<py::tuple>();
+    const py::handle value = find(name);
+    if (!value) return;
+    const auto given = value.cast<py::tuple>();
     for (size_t i = 0; i < 2; ++i) pair[i] = given[i].cast<int64_t>();
   }
 
   void expect_all_taken() const {
+    if (taken_.size() == values_.size()) return;
     for (const auto& item : values_) {
       const auto name = item.first.cast<std::string>();
-      if (!taken_.count(name)) type_error(name, "a known argument", "one that this op does not take");
+      const bool taken = std::find(taken_.begin(), taken_.end(), name) != taken_.end();
+      if (!taken) type_error(name, "a known argument", "one that this op does not take");
     }
   }
 
  private:
-  bool seen(const char* name) {
-    taken_.insert(name);
-    return values_.contains(name);
+  // What is there under a name that is asked for once; null: nothing.
+  py::handle find(const char* name) {
+    const py::handle value = PyDict_GetItemString(values_.ptr(), name);
+    if (value) taken_.push_back(name);
+    return value;
   }
 
   py::dict values_;
-  std::set<std::string> taken_;
+  std::vector<const char*> taken_;  // the names that were found
 };
 
 }  // namespace fusecell::bindings

@@ -54,8 +54,8 @@ std::atomic<int64_t> parallel_regions{0}, most_workers{0};
 // 9005) before it goes to sleep: the regions of one training step follow each other faster than a sleeper wakes.
 constexpr int kSpins = 1000;
 
-// Nanoseconds of one core's work that a region must have to be shared with helpers that are awake, and to wake
-// sleepers, who come some 50 microseconds later.
+// Nanoseconds of one core's work from which a region is shared with helpers that are awake, and from which it wakes
+// sleepers. When every region woke them, steps of 80 to 170 microseconds took 1.4 to 1.5 times as long with 2 threads.
 constexpr int64_t kWorthSharing = 4'000, kWorthWaking = 80'000;
 
 void pause() {

@@ -1,6 +1,6 @@
 #pragma once
 // About how many nanoseconds one core needs, to tell `parallel_for` whether a region is worth a helper. Rough: an EPYC
-// 9005 multiplies three times as fast with AVX-512, a core without vectors ten times as slowly.
+// 9005 multiplies three times as fast with AVX-512, a core with narrower vectors more slowly.
 
 #include <cstdint>
 

@@ -171,16 +171,21 @@ def get_num_threads() -> int:
 # ------------------------------------------------------------------------------------------------------------ memory
 def empty(shape: tuple[int, ...], dtype: Any, place: Place) -> Array:
     """An uninitialised output; NaN throughout (255 for uint8) in poison mode."""
+    if not place.on_gpu:  # without a context, which takes longer than the memory
+        return _poisoned(np.empty(shape, dtype))
     with place.active():
-        array: Array = place.namespace.empty(shape, dtype)
-        if POISON:
-            array.reshape(-1).view(np.uint8).fill(0xFF)
+        return _poisoned(place.namespace.empty(shape, dtype))
+
+
+def _poisoned(array: Array) -> Array:
+    if POISON:
+        array.reshape(-1).view(np.uint8).fill(0xFF)
     return array
 
 
 def pointer(array: Any) -> int:
     """Where an array's first element lies."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+    return _cpu.address(array) if isinstance(array, np.ndarray) else int(array.data.ptr)
 
 
 def describe(array: Array) -> Descriptor:
