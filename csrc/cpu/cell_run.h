@@ -59,9 +59,10 @@ FUSECELL_HD Operands<S> gather(const CellRun<S>& run, OperandStorage<S>& storage
   return in;
 }
 
-// Asks for the run after this one, which lies behind it in most arrays, while this one is computed: the loops below read
-// an array for so short a time that the processor does not foresee it (gates of 90 MB, forward: 2.7 -> 2.2 ns a cell).
-// A little per loop, as more than some 30 lines at once would be waited for. Past the end of an array it asks in vain.
+// Asks for the run after this one, which lies behind it in most arrays, while this one is computed: the loops below
+// read an array for so short a time that the processor does not foresee it (gates of 90 MB, forward: 2.7 -> 2.2 ns a
+// cell). A little per loop, as more than some 30 lines at once would be waited for. Past the end of an array it asks in
+// vain.
 template <class S>
 FUSECELL_HD void prefetch_next(const S* data, int64_t n) {
   constexpr uintptr_t kLine = 64;
