@@ -47,6 +47,7 @@ FUSECELL_HD S identity_adjoint(S y, S dy) {
 template <class S>
 FUSECELL_HD S sigmoid(S x) {  // 1 / (1 + exp(-x)), both sides of the line times kBack: no overflow, right in both tails
   using E = ExpConstants<S>;
+  x = x + E::kTiny;
   x = x < E::kLowest ? E::kLowest : x;
   x = x > S(40) ? S(40) : x;  // 1 to the last bit
   const Exponential<S> e = exponential<-E::kAway>(-x, -x);
@@ -61,9 +62,11 @@ FUSECELL_HD S sigmoid_adjoint(S y, S dy) {
 // counts less. 2^k is 1 up to |u| = 0.52, and above there is no cancellation in t.
 template <class S>
 FUSECELL_HD S tanh_(S x) {
-  const S a = abs_(x), two_a = S(2) * (a > S(20) ? S(20) : a);  // 20: 1 to the last bit
+  const S a = abs_(x), apart = a + ExpConstants<S>::kTiny;
+  const S two_a = S(2) * (apart > S(20) ? S(20) : apart);  // 20: 1 to the last bit
   const S t = expm1_of_moderate(times_sign_of(two_a, two_a - S(0.4)), two_a - S(0.173));
-  return with_sign_of(quotient_of(t, t + S(2)), x);
+  const S y = abs_(quotient_of(t, t + S(2)));
+  return with_sign_of(y > a ? a : y, x);  // |tanh(x)| <= |x|: takes kTiny off again
 }
 template <class S>
 FUSECELL_HD S tanh_adjoint(S y, S dy) {
