@@ -47,28 +47,39 @@ class Numbers:
 
 @dataclass
 class ArrayPeer:
-    """A network without a state: what it computes it returns, and `results` names it in fusecell's layout."""
+    """A network that keeps the gradients of its last step, as those of PyTorch do."""
 
-    step: Callable[[], Any]
+    train: Callable[[], tuple[Any, Any]]
+    """y and the gradients."""
     infer: Callable[[], Any]
-    results: Callable[[Any], dict[str, Any]]
+    """y."""
+    named: Callable[[Any, Any], dict[str, Any]]
+    """Of both: all results in fusecell's layout."""
+    gradients: Any = None
+
+    def step(self) -> Any:
+        y, self.gradients = self.train()
+        return y
 
     def forget(self) -> None:
-        """Nothing is kept between steps."""
+        self.gradients = None
+
+    def results(self, y: Any) -> dict[str, Any]:
+        return self.named(y, self.gradients)
 
 
 def ops_peer(numbers: Numbers, **options: Any) -> ArrayPeer:
     """fusecell.ops on NumPy arrays."""
     x, dy, *given = (numbers.given[name] for name in ("x", "dy", *WEIGHTS))
 
-    def step() -> tuple[Any, dict[str, Any]]:
+    def train() -> tuple[Any, dict[str, Any]]:
         y, _, _, saved = ops.conv_lstm_forward(x, *given, **options)
         return y, ops.conv_lstm_backward(saved, dy, needs=("x", *WEIGHTS))
 
     def infer() -> Any:
-        return ops.conv_lstm_forward(x, *given, **{**options, "save": None})
+        return ops.conv_lstm_forward(x, *given, **{**options, "save": None})[0]
 
-    return ArrayPeer(step, infer, lambda made: {"y": made[0], **{f"d{name}": d for name, d in made[1].items()}})
+    return ArrayPeer(train, infer, lambda y, gradients: {"y": y, **{f"d{name}": d for name, d in gradients.items()}})
 
 
 # ------------------------------------------------------------------------------------------------------ flax and Keras
@@ -81,10 +92,10 @@ def flax_peer(numbers: Numbers) -> ArrayPeer:
     net = nn.RNN(nn.ConvLSTMCell(shape.C, (shape.k, shape.k)), time_major=True)
     parameters = jax.device_put({"cell": numbers.weights("flax")})
     x, dy = (jax.device_put(np.moveaxis(numbers.given[name], 2, -1)) for name in ("x", "dy"))
-    step, infer = _jitted(lambda parameters, x: net.apply({"params": parameters}, x))
+    train, infer = _jitted(lambda parameters, x: net.apply({"params": parameters}, x))
 
-    def results(made: Any) -> dict[str, Any]:
-        y, gradients, dx = made
+    def named(y: Any, made: Any) -> dict[str, Any]:
+        gradients, dx = made
         ih, hh = gradients["cell"]["ih"], gradients["cell"]["hh"]
         kernels, bias = (from_hwio(part["kernel"]) for part in (ih, hh)), np.asarray(ih["bias"])
         # Its order of the gates is i, g, f, o.
@@ -92,20 +103,20 @@ def flax_peer(numbers: Numbers) -> ArrayPeer:
         gradients_of_weights = dict(zip(("dweight_ih", "dweight_hh", "dbias"), found, strict=True))
         return {"y": np.moveaxis(y, -1, 2), "dx": np.moveaxis(dx, -1, 2), **gradients_of_weights}
 
-    return ArrayPeer(lambda: step(parameters, x, dy), lambda: infer(parameters, x), results)
+    return ArrayPeer(lambda: train(parameters, x, dy), lambda: infer(parameters, x), named)
 
 
 def keras_on_jax(numbers: Numbers) -> ArrayPeer:
     layer, x, dy = _keras(numbers, "jax")
     others = [variable.value for variable in layer.non_trainable_variables]
     parameters = [variable.value for variable in layer.trainable_variables]
-    step, infer = _jitted(lambda parameters, x: layer.stateless_call(parameters, others, x, training=True)[0])
+    train, infer = _jitted(lambda parameters, x: layer.stateless_call(parameters, others, x, training=True)[0])
 
-    def results(made: Any) -> dict[str, Any]:
-        y, gradients, dx = made
+    def named(y: Any, made: Any) -> dict[str, Any]:
+        gradients, dx = made
         return _from_keras(y, dx, *gradients)
 
-    return ArrayPeer(lambda: step(parameters, x, dy), lambda: infer(parameters, x), results)
+    return ArrayPeer(lambda: train(parameters, x, dy), lambda: infer(parameters, x), named)
 
 
 def keras_on_tensorflow(numbers: Numbers) -> ArrayPeer:
@@ -115,27 +126,27 @@ def keras_on_tensorflow(numbers: Numbers) -> ArrayPeer:
     layer, x, dy = _keras(numbers, "tensorflow")
 
     @tf.function
-    def step(x: Any, dy: Any) -> Any:
+    def train(x: Any, dy: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = layer(x, training=True)
-        return y, *tape.gradient(y, [x, *(v.value for v in layer.trainable_variables)], output_gradients=dy)
+        return y, tape.gradient(y, [x, *(v.value for v in layer.trainable_variables)], output_gradients=dy)
 
     infer = tf.function(lambda x: layer(x, training=False))
-    return ArrayPeer(lambda: step(x, dy), lambda: infer(x), lambda made: _from_keras(*made))
+    return ArrayPeer(lambda: train(x, dy), lambda: infer(x), lambda y, gradients: _from_keras(y, *gradients))
 
 
 def _jitted(forward: Callable[[Any, Any], Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Of forward(parameters, x): (y, gradients of the parameters, dx) from (parameters, x, dy); y alone. Both wait."""
+    """Of forward(parameters, x): (y, (gradients of the parameters, dx)) of (parameters, x, dy), and y. Both wait."""
     import jax
 
     @jax.jit
-    def step(parameters: Any, x: Any, dy: Any) -> Any:
+    def train(parameters: Any, x: Any, dy: Any) -> Any:
         y, pull = jax.vjp(forward, parameters, x)
-        return y, *pull(dy)
+        return y, pull(dy)
 
     infer = jax.jit(forward)
-    return lambda *given: jax.block_until_ready(step(*given)), lambda *given: jax.block_until_ready(infer(*given))
+    return lambda *given: jax.block_until_ready(train(*given)), lambda *given: jax.block_until_ready(infer(*given))
 
 
 def _keras(numbers: Numbers, backend: str) -> tuple[Any, Any, Any]:

@@ -111,7 +111,7 @@ class Served:
         self.made: Any = None
 
     def peer(self, path: str) -> float:
-        """Make the peer of this shape and check it, which runs all there is once; the largest error."""
+        """Make the peer of this shape and check both of its passes, which runs all there is once; the largest error."""
         from array_peers import Numbers
         from verify import largest_error
 
@@ -119,9 +119,11 @@ class Served:
         gc.collect()
         numbers = Numbers.read(Path(path))
         made = self.entry.make(numbers)
-        error = largest_error(self.name, made.results(made.step()), numbers.expected, self.entry.tolerance)
+        rules = numbers.expected, self.entry.tolerance
+        error = largest_error(self.name, made.results(made.step()), *rules)
+        forward = {"y": made.results(made.infer())["y"]}
+        error = max(error, largest_error(f"{self.name}, forward", forward, *rules))
         made.forget()
-        made.infer()
         self.made = made
         return error
 
