@@ -7,6 +7,7 @@
 
 #include "cpu/cell_step.h"
 #include "cpu/convolutions.h"
+#include "cpu/work.h"
 #include "problem/conv_lstm.h"
 
 namespace fusecell::cpu {
@@ -98,7 +99,7 @@ struct Timeline {
 template <class S>
 void copy_state(const ConvLstmShape& shape, const Frames<const S>& from, int workers, const Frames<S>& to) {
   const int64_t blocks = ceil_div(shape.pixels(), kCellRun);
-  parallel_for(shape.batch * blocks, workers, [&](int64_t task, int) {
+  parallel_for(shape.batch * blocks, workers, work::copies(shape.state_size()), [&](int64_t task, int) {
     const int64_t b = task / blocks, p = task % blocks * kCellRun, n = std::min(kCellRun, shape.pixels() - p);
     for (int64_t channel = 0; channel < shape.channels; ++channel) {
       copy_pixels(from.image(b).at(channel, p), n, to.image(b).at(channel, p));

@@ -13,6 +13,7 @@
 #include "cpu/packing.h"
 #include "cpu/pixels.h"
 #include "cpu/thread_pool.h"
+#include "cpu/work.h"
 #include "problem/convolution.h"
 
 namespace fusecell::cpu {
@@ -34,6 +35,7 @@ struct Blocks {
   int64_t groups() const { return ceil_div(weight_rows, kTileRows); }
   int64_t tasks() const { return batch * groups() * row_blocks() * column_blocks(); }
   int64_t z_size() const { return kTileRows * rows_per_block() * columns_per_block(); }
+  int64_t values() const { return batch * weight_rows * image_rows() * columns; }
 };
 
 inline Block block_of_task(const Blocks& blocks, int64_t task) {
@@ -108,7 +110,8 @@ class InputGradient {
            const InputGradientTarget<S>& target, int workers, S* z_of_worker, int64_t z_stride) const {
     for (const Phase& phase : phases_) {
       const Blocks all = blocks(phase, static_cast<int64_t>(active.size()));
-      parallel_for(all.tasks(), workers, [&](int64_t task, int worker) {
+      const int64_t terms = conv_.out_channels * static_cast<int64_t>(phase.taps.size());
+      parallel_for(all.tasks(), workers, work::products(all.values() * terms), [&](int64_t task, int worker) {
         const Block block = block_of_task(all, task);
         if (!active[static_cast<size_t>(block.b)]) return;
         S* z = z_of_worker + worker * z_stride;
@@ -166,7 +169,9 @@ void add_weight_gradient(const Kernels<S>& kernels, const ConvolutionShape& conv
   const int64_t tap_tasks = ceil_div(count, taps_per_task);
   const int64_t pixels = (conv.out[0] - 1) * in.pitch + conv.out[1];
   const S* dz_origin = dz + gradient.pad_low[0] * gradient.pitch + gradient.pad_low[1];
-  parallel_for(ceil_div(conv.out_channels, rows_per_task) * tap_tasks, workers, [&](int64_t task, int) {
+  const int64_t tasks = ceil_div(conv.out_channels, rows_per_task) * tap_tasks;
+  const int64_t terms = static_cast<int64_t>(active.size()) * pixels;
+  parallel_for(tasks, workers, work::products(conv.out_channels * count * terms), [&](int64_t task, int) {
     const int64_t m0 = task / tap_tasks * rows_per_task, k0 = task % tap_tasks * taps_per_task;
     for (int64_t q = 0; q < pixels; q += kPixelBlock) {
       WeightGradientTile<S> tile{};
@@ -258,7 +263,10 @@ class DirectConvolutions final : public Convolutions<S> {
   }
 
   void outputs(const Active& active, const Consume& consume) override {
-    parallel_for(blocks_.tasks(), workers_, [&](int64_t task, int worker) {
+    int64_t terms = 0;
+    for (const Part& part : parts_) terms += part.count();
+    const int64_t work = work::products(blocks_.values() * terms) + work::gates(blocks_.values() / 4);
+    parallel_for(blocks_.tasks(), workers_, work, [&](int64_t task, int worker) {
       const Block block = block_of_task(blocks_, task);
       if (!active[static_cast<size_t>(block.b)]) return;
       S* z = z_ + worker * z_stride_;

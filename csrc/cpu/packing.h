@@ -8,6 +8,7 @@
 
 #include "base/size.h"
 #include "cpu/thread_pool.h"
+#include "cpu/work.h"
 #include "problem/convolution.h"
 #include "problem/frames.h"
 
@@ -138,7 +139,8 @@ void pack(const Packing& packing, const std::vector<uint8_t>& active, ImageOf&& 
           S* to) {
   constexpr int64_t kOfCacheLine = 64 / static_cast<int64_t>(sizeof(S));
   const int64_t C = packing.channels, mask_image = C * packing.extent[0] * packing.extent[1];
-  parallel_for(static_cast<int64_t>(active.size()) * C, workers, [&](int64_t task, int) {
+  const auto images = static_cast<int64_t>(active.size());
+  parallel_for(images * C, workers, work::copies(images * packing.image()), [&](int64_t task, int) {
     const int64_t b = task / C;
     if (!active[static_cast<size_t>(b)]) return;
     const Image<const S> image = image_of(b);
@@ -210,7 +212,7 @@ inline void fill_input_offsets(const ConvolutionShape& conv, const Packing& pack
 template <class S, class RowOf, class AtK>
 void pack_weights(int64_t rows, int64_t count, int64_t mr, int64_t k_first, int64_t k_total, int workers,
                   RowOf&& row_of, AtK&& at_k, S* to) {
-  parallel_for(ceil_div(rows, mr), workers, [&](int64_t panel, int) {
+  parallel_for(ceil_div(rows, mr), workers, work::gathers(rows * count), [&](int64_t panel, int) {
     for (int64_t m = 0; m < mr; ++m) {
       S* line = to + (panel * k_total + k_first) * mr + m;
       const bool inside = panel * mr + m < rows;

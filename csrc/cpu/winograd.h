@@ -14,6 +14,7 @@
 #include "cpu/packing.h"
 #include "cpu/pixels.h"
 #include "cpu/thread_pool.h"
+#include "cpu/work.h"
 
 namespace fusecell::cpu {
 
@@ -85,6 +86,12 @@ void transform_run(void (*transform)(const WinogradRun<S>&), int64_t size, const
   transform({from, planes.plane, planes.pitch, last - first, run.count, to, frequency, room});
 }
 
+// Of products at all places, and of the transforms of what is multiplied.
+inline int64_t work_of(int64_t tiles, int64_t rows, int64_t count) {
+  return work::products(kWinogradPlaces * tiles * rows * count) +
+         work::copies(kWinogradPlaces * tiles * (rows + count));
+}
+
 constexpr int64_t kTogether = 4;  // channels whose places stay in the first-level cache until their lines are full
 
 // ------------------------------------------------------------------------------------------------------- the products
@@ -107,7 +114,8 @@ class WinogradProducts {
   template <class TapsAt>
   void prepare(bool flipped, int64_t k_first, int64_t k_last, int workers, TapsAt&& taps_at) {
     const int64_t mr = kernels_->mr, taps = (7 - tiles_.size) * (7 - tiles_.size);
-    parallel_for(ceil_div(rows_, mr), workers, [&](int64_t panel, int) {
+    const int64_t work = work::gathers(rows_ * (k_last - k_first) * taps);
+    parallel_for(ceil_div(rows_, mr), workers, work, [&](int64_t panel, int) {
       S of_panel[25 * 8];
       for (int64_t k = k_first; k < k_last; ++k) {
         for (int64_t m = 0; m < mr; ++m) {
@@ -135,7 +143,8 @@ class WinogradProducts {
            const typename Convolutions<S>::Consume& consume) const {
     const int64_t size = block_for(workers), blocks = ceil_div(tiles_.total(), size);
     const int64_t groups = ceil_div(row1 - row0, rows_at_once_), parts = blocks < 2 * workers ? groups : 1;
-    parallel_for(blocks * parts, workers, [&](int64_t task, int worker) {
+    const int64_t work = work_of(tiles_.total(), row1 - row0, count_);
+    parallel_for(blocks * parts, workers, work, [&](int64_t task, int worker) {
       const int64_t first = task / parts * size, last = std::min(first + size, tiles_.total()), part = task % parts;
       if (!any_active(active, first, last)) return;
       Places<S> patches = this->patches();
@@ -270,7 +279,7 @@ class WinogradWeightGradients {
   // To dweight [rows, channels, taps], which are those from `first` on.
   void finish(int64_t first, int64_t channels, int workers, S* dweight) const {
     const int64_t taps = (7 - tiles_.size) * (7 - tiles_.size);
-    parallel_for(channels, workers, [&](int64_t channel, int) {
+    parallel_for(channels, workers, work::gathers(rows_ * channels * taps), [&](int64_t channel, int) {
       kernels().weight_gradients(sums_ + (first + channel) * pitch(), frequency(), rows_, channels * taps,
                                  dweight + channel * taps);
     });
@@ -294,7 +303,8 @@ class WinogradWeightGradients {
   void transform_patches(const Planes<S>& planes, int64_t first, int64_t last, const std::vector<uint8_t>& active,
                          int workers, int64_t at) const {
     const int64_t tasks = ceil_div(planes.channels, kTogether);
-    parallel_for(ceil_div(last - first, kWinogradTiles) * tasks, workers, [&](int64_t task, int) {
+    const int64_t work = work::copies(kWinogradPlaces * (last - first) * planes.channels);
+    parallel_for(ceil_div(last - first, kWinogradTiles) * tasks, workers, work, [&](int64_t task, int) {
       const int64_t block = task / tasks, k = task % tasks * kTogether, end = std::min(k + kTogether, planes.channels);
       each_run_of_chunk(block, first, last, [&](const TileRun& run) {
         S* to = patches_.at(block, at + k, run.q);
@@ -315,7 +325,8 @@ class WinogradWeightGradients {
   void transform_gradient(const Planes<S>& dz, int64_t first, int64_t last, const std::vector<uint8_t>& active,
                           int workers) const {
     const int64_t lanes = kernels_.lanes;
-    parallel_for(ceil_div(last - first, kWinogradTiles) * groups(), workers, [&](int64_t task, int) {
+    const int64_t work = work::copies(kWinogradPlaces * (last - first) * rows_);
+    parallel_for(ceil_div(last - first, kWinogradTiles) * groups(), workers, work, [&](int64_t task, int) {
       const int64_t block = task / groups(), m = task % groups() * lanes;
       each_run_of_chunk(block, first, last, [&](const TileRun& run) {
         S* to = gradients_ + task * group() + run.q * lanes;
@@ -333,7 +344,7 @@ class WinogradWeightGradients {
 
   void add_products(int64_t tiles, int workers) const {
     const int64_t tasks = ceil_div(groups(), 3);  // of 2 or 3 vectors, but for very few rows
-    parallel_for(kWinogradPlaces * tasks, workers, [&](int64_t task, int) {
+    parallel_for(kWinogradPlaces * tasks, workers, work_of(tiles, rows_, count_), [&](int64_t task, int) {
       const int64_t place = task / tasks, first = task % tasks * groups() / tasks;
       const int64_t last = (task % tasks + 1) * groups() / tasks;
       kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
