@@ -16,7 +16,7 @@ namespace {
 
 // Of dz. Directly: a part of the second-level cache, where every tap reads it again; of what Winograd reads once or
 // twice, more, so that there are tasks for all threads.
-constexpr int64_t kGroupBytes = 1 << 20, kWinogradGroupBytes = 6 << 20;
+constexpr int64_t kGroupBytes = 1 << 20, kWinogradGroupBytes = 5 << 19;
 
 template <class S>
 ConvLstmShape group_of(const ConvLstmShape& shape) {

@@ -52,21 +52,22 @@ struct WeightGradientTile {
 // has 36 places, "frequencies".
 constexpr int64_t kWinogradTiles = 48, kWinogradPlaces = 36;
 
-// Neighbouring tiles of one image row and some channels, to their places: [36][channels][kWinogradTiles].
+// Rows of neighbouring tiles of one image and some channels, to their places: [36][channels][kWinogradTiles]. More than
+// one row only where they are whole and follow each other.
 template <class S>
 struct WinogradRun {
   const S* image;  // the first tile's first pixel
-  int64_t image_channel, image_row, channels, tiles;
+  int64_t image_channel, image_row, channels, rows, tiles;
   S* patches;               // at place 0, the first channel and the first tile
   int64_t frequency, room;  // between places; tiles from the first one to the block's end
 };
 
-// The other way for one row of the product, to M rows of pixels that are tiles * M long. Reads and writes up to a
-// vector of tiles behind the last one.
+// The other way for one row of the product: M rows of pixels for each row of tiles. Reads and writes up to a vector of
+// tiles behind the last one.
 template <class S>
 struct WinogradOutput {
   const S* products;
-  int64_t frequency, tiles;
+  int64_t frequency, rows, tiles;
   S* image;
   int64_t image_row;
 };

@@ -28,20 +28,23 @@ struct WinogradTiles {
   int64_t total() const { return batch * of_image(); }
 };
 
-// Neighbouring tiles of one row of one image, the first one at place q of its block.
+// Neighbouring tiles of one image, the first one at place q of its block: whole rows of tiles, or a piece of one.
 struct TileRun {
-  int64_t b, row, column, count, block, q;
+  int64_t b, row, column, rows, count, q;
 };
 
-// Of tiles first to last - 1, cut into blocks of `size`, in their order.
+// Of tiles first to last - 1, which are of one block that begins with the first.
 template <class F>
-void each_run(const WinogradTiles& tiles, int64_t first, int64_t last, int64_t size, F&& f) {
+void each_run(const WinogradTiles& tiles, int64_t first, int64_t last, F&& f) {
+  const int64_t columns = tiles.columns();
   for (int64_t tile = first; tile < last;) {
     const int64_t b = tile / tiles.of_image(), in_image = tile % tiles.of_image();
-    const int64_t row = in_image / tiles.columns(), column = in_image % tiles.columns(), q = tile % size;
-    const int64_t count = std::min({tiles.columns() - column, size - q, last - tile});
-    f(TileRun{b, row, column, count, tile / size, q});
-    tile += count;
+    const int64_t row = in_image / columns, column = in_image % columns, left = last - tile;
+    const bool whole = column == 0 && left >= columns;
+    const int64_t rows = whole ? std::min(left / columns, tiles.rows() - row) : 1;
+    const int64_t count = whole ? columns : std::min(columns - column, left);
+    f(TileRun{b, row, column, rows, count, tile - first});
+    tile += rows * count;
   }
 }
 
@@ -83,7 +86,7 @@ void transform_run(void (*transform)(const WinogradRun<S>&), int64_t size, const
                    int64_t first, int64_t last, int64_t room, S* to, int64_t frequency) {
   const S* from =
       planes.data + run.b * planes.image + first * planes.plane + size * (run.row * planes.pitch + run.column);
-  transform({from, planes.plane, planes.pitch, last - first, run.count, to, frequency, room});
+  transform({from, planes.plane, planes.pitch, last - first, run.rows, run.count, to, frequency, room});
 }
 
 // Of products at all places, and of the transforms of what is multiplied.
@@ -103,7 +106,7 @@ class WinogradProducts {
       : tiles_(tiles), rows_(rows), count_(count) {
     const int64_t of_tile = kWinogradPlaces * static_cast<int64_t>(sizeof(S));
     const bool whole = of_tile * count * kWinogradTiles <= kMostPatches;
-    block_ = whole ? kWinogradTiles : kNarrow;
+    block_ = whole ? kWinogradTiles : narrow();
     chunk_ = of_tile * count * block_ <= kMostPatches ? count : 64;
     rows_at_once_ = chunk_ == count ? 32 : 96;
   }
@@ -151,17 +154,17 @@ class WinogradProducts {
       patches.data = scratch + worker * scratch_stride;
       S* products = patches.data + patches.block();
       S* image = products + products_size();
-      if (chunk_ == count_) transform(sources, first, last, size, 0, count_, patches);
+      if (chunk_ == count_) transform(sources, first, last, 0, count_, patches);
       for (int64_t group = part; group < groups; group += parts) {
         const int64_t m0 = row0 + group * rows_at_once_, m1 = std::min(m0 + rows_at_once_, row1);
         for (int64_t k = 0; k < count_; k += chunk_) {
           const int64_t k1 = std::min(k + chunk_, count_);
-          if (chunk_ < count_) transform(sources, first, last, size, k, k1, patches);
+          if (chunk_ < count_) transform(sources, first, last, k, k1, patches);
           kernels_->winograd_product({weights_ + m0 * count_ + k * kernels_->mr, frequency(), count_ * kernels_->mr,
                                       patches.data, patches.frequency(), m1 - m0, k1 - k, last - first, products,
                                       products_frequency(), k > 0});
         }
-        each_run(tiles_, first, last, size, [&](const TileRun& run) {
+        each_run(tiles_, first, last, [&](const TileRun& run) {
           if (!active[static_cast<size_t>(run.b)]) return;
           for (int64_t m = m0; m < m1; m += together) {
             put_run(run, m, m + together, products + (m - m0) * kWinogradTiles + run.q, image, consume);
@@ -174,9 +177,10 @@ class WinogradProducts {
  private:
   static constexpr int64_t kSlack = 64;               // a vector of tiles, which outputs may reach beyond the last one
   static constexpr int64_t kMostPatches = 640 << 10;  // bytes of patches that are kept in the second-level cache
-  static constexpr int64_t kNarrow = 32;              // tiles of a block where 48 would be too many
 
   const WinogradKernels<S>& kernels() const { return kernels_->winograd[tiles_.size == 4 ? 0 : 1]; }
+  // Tiles of a block where 48 are too many: two or three vectors.
+  int64_t narrow() const { return kernels_->lanes == 16 ? 32 : 24; }
   int64_t frequency() const { return round_up(rows_, kernels_->mr) * count_ + 16; }
   int64_t products_frequency() const { return rows_at_once_ * kWinogradTiles + 16; }
   int64_t products_size() const { return kWinogradPlaces * products_frequency() + kSlack; }
@@ -185,7 +189,7 @@ class WinogradProducts {
   // Smaller blocks where they are shared out more evenly. Any cut gives the same numbers.
   int64_t block_for(int workers) const {
     const auto rounds = [&](int64_t size) { return ceil_div(ceil_div(tiles_.total(), size), workers) * size; };
-    return rounds(kNarrow) < rounds(block_) ? kNarrow : block_;
+    return rounds(narrow()) < rounds(block_) ? narrow() : block_;
   }
 
   bool any_active(const std::vector<uint8_t>& active, int64_t first, int64_t last) const {
@@ -197,13 +201,13 @@ class WinogradProducts {
 
   // Channels k0 to k1 - 1 of all sources one behind the other. What an inactive sample left in its tiles is harmless:
   // no product crosses tiles.
-  void transform(const std::vector<Planes<S>>& sources, int64_t first, int64_t last, int64_t size, int64_t k0,
-                 int64_t k1, Places<S> patches) const {
+  void transform(const std::vector<Planes<S>>& sources, int64_t first, int64_t last, int64_t k0, int64_t k1,
+                 Places<S> patches) const {
     int64_t at = 0;
     for (const Planes<S>& planes : sources) {
       const int64_t end = std::min(k1, at + planes.channels);
       for (int64_t k = std::max(k0, at); k < end; k += kTogether) {
-        each_run(tiles_, first, last, size, [&](const TileRun& run) {
+        each_run(tiles_, first, last, [&](const TileRun& run) {
           transform_run(kernels().patches, tiles_.size, run, planes, k - at, std::min(k + kTogether, end) - at,
                         kWinogradTiles - run.q, patches.at(0, k - k0, run.q), patches.frequency());
         });
@@ -216,12 +220,12 @@ class WinogradProducts {
   void put_run(const TileRun& run, int64_t m0, int64_t m1, const S* products, S* image,
                const typename Convolutions<S>::Consume& consume) const {
     const int64_t M = tiles_.size, row0 = M * run.row, column0 = M * run.column;
-    const int64_t row1 = std::min(row0 + M, tiles_.image[0]);
+    const int64_t row1 = std::min(row0 + M * run.rows, tiles_.image[0]);
     const int64_t column1 = std::min(column0 + M * run.count, tiles_.image[1]), width = column1 - column0;
-    const int64_t pitch = M * width;
+    const int64_t pitch = M * run.rows * width;
     for (int64_t m = m0; m < m1; ++m) {
-      kernels().outputs(
-          {products + (m - m0) * kWinogradTiles, products_frequency(), run.count, image + (m - m0) * pitch, width});
+      kernels().outputs({products + (m - m0) * kWinogradTiles, products_frequency(), run.rows, run.count,
+                         image + (m - m0) * pitch, width});
     }
     if (width == tiles_.image[1]) {
       consume({run.b, m0, m1, row0, row1, column0, column1}, image, pitch);
@@ -248,7 +252,7 @@ class WinogradWeightGradients {
  public:
   WinogradWeightGradients(const WinogradTiles& tiles, int64_t rows, int64_t count)
       : tiles_(tiles), rows_(rows), count_(count), patches_{nullptr, count} {
-    constexpr int64_t kMostBytes = 6 << 20;
+    constexpr int64_t kMostBytes = 3 << 20;
     const int64_t of_block = (patches_.block() + groups() * group()) * static_cast<int64_t>(sizeof(S));
     const int64_t blocks = ceil_div(tiles.total(), kWinogradTiles);
     chunk_ = std::clamp<int64_t>(kMostBytes / of_block, 1, std::max<int64_t>(blocks, 1));
@@ -292,12 +296,12 @@ class WinogradWeightGradients {
   int64_t pitch() const { return groups() * kernels_.lanes; }
   int64_t frequency() const { return count_ * pitch() + 16; }
 
-  // Of one block of the chunk of tiles first to last - 1. The sum goes over all tiles, so those of an inactive sample
-  // are to be zero.
+  // The runs of one block of the chunk of tiles first to last - 1. The sum goes over all tiles, so those of an inactive
+  // sample are to be zero.
   template <class F>
   void each_run_of_chunk(int64_t block, int64_t first, int64_t last, F&& f) const {
     const int64_t begin = first + block * kWinogradTiles;
-    each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), kWinogradTiles, f);
+    each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), f);
   }
 
   void transform_patches(const Planes<S>& planes, int64_t first, int64_t last, const std::vector<uint8_t>& active,
@@ -315,7 +319,7 @@ class WinogradWeightGradients {
         }
         for (int64_t place = 0; place < kWinogradPlaces; ++place) {
           for (int64_t i = 0; i < end - k; ++i) {
-            std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.count, S(0));
+            std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.rows * run.count, S(0));
           }
         }
       });
@@ -331,12 +335,12 @@ class WinogradWeightGradients {
       each_run_of_chunk(block, first, last, [&](const TileRun& run) {
         S* to = gradients_ + task * group() + run.q * lanes;
         if (active[static_cast<size_t>(run.b)]) {
-          transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), run.count, to,
+          transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
                         kWinogradTiles * lanes);
           return;
         }
         for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-          std::fill_n(to + place * kWinogradTiles * lanes, run.count * lanes, S(0));
+          std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
         }
       });
     });

@@ -32,21 +32,27 @@ struct MaskOf<double> {
 template <class S>
 using Mask = typename MaskOf<S>::type;
 
-// Lane l is lane from(l) of a and b one behind the other.
+// Lane l is lane from[l] of a and b one behind the other.
+template <class S>
+FUSECELL_HD Vector<S> pick(Vector<S> a, Vector<S> b, Mask<S> from) {
+#if defined(__clang__)
+  constexpr int L = static_cast<int>(kLanes<S>);
+  Vector<S> result = {};
+  for (int l = 0; l < L; ++l) result[l] = from[l] < L ? a[from[l]] : b[from[l] - L];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// The same with lanes that are known to the compiler.
 template <class S, class From>
 FUSECELL_HD Vector<S> permute(Vector<S> a, Vector<S> b, const From& from) {
   constexpr int L = static_cast<int>(kLanes<S>);
   Mask<S> mask = {};
 #pragma GCC unroll 16
   for (int l = 0; l < L; ++l) mask[l] = from(l);
-#if defined(__clang__)
-  Vector<S> result = {};
-#pragma GCC unroll 16
-  for (int l = 0; l < L; ++l) result[l] = mask[l] < L ? a[mask[l]] : b[mask[l] - L];
-  return result;
-#else
-  return __builtin_shuffle(a, b, mask);
-#endif
+  return pick<S>(a, b, mask);
 }
 
 template <class S>
@@ -206,52 +212,93 @@ FUSECELL_HD void transform_weight_gradient(const V (&u)[6], V (&w)[5]) {
 }
 
 // ------------------------------------------------------------------------------------------------- patches and tiles
-// Pixels 0 to K - 1 of each of a vector's tiles; those from M on are the next tiles'.
+// Where the last columns of a vector's tiles lie that are the next tile's, among those split off (lanes 0 to L - 1) and
+// those behind each row of tiles (from L on, K - M of them one behind the other).
 template <class S, int M, int K>
-FUSECELL_HD void split_row(const S* row, Vector<S> (&pixel)[K]) {
-  constexpr int L = static_cast<int>(kLanes<S>);
-  Vector<S> own[M];
-  split_tiles<S, M>(row, own);
-#pragma GCC unroll 6
-  for (int j = 0; j < M; ++j) pixel[j] = own[j];
-  if constexpr (K - M > L) {  // more than one vector behind: two lanes alone
+struct Overlap {
+  Mask<S> from[K > M ? K - M : 1];
+
+  FUSECELL_HD_METHOD void set(int64_t tiles) {
     for (int j = M; j < K; ++j) {
-      Vector<S> lanes = {};
-      for (int l = 0; l < L; ++l) lanes[l] = row[M * l + j];
-      pixel[j] = lanes;
-    }
-  } else if constexpr (K > M) {
-    const Vector<S> behind = load(row + M * L);
-#pragma GCC unroll 6
-    for (int j = M; j < K; ++j) {
-      const int shift = j / M;
-      pixel[j] = permute<S>(own[j % M], behind,
-                            [=](int l) { return l + shift < L ? l + shift : L + (l + shift - L) * M + j % M; });
+      for (int64_t l = 0; l < kLanes<S>; ++l) {
+        const int64_t column = l % tiles + j / M, behind = l / tiles * (K - M) + (column - tiles) * M + j % M;
+        const int64_t lane = column < tiles ? l + j / M : kLanes<S> + behind % kLanes<S>;
+        from[j - M][l] = static_cast<std::remove_cvref_t<decltype(from[0][0])>>(lane);
+      }
     }
   }
-}
+};
 
-// A vector of tiles of one channel: the transform of K rows of pixels down their columns, then of K columns along the
-// rows, stored `frequency` apart.
+// A vector of tiles of one channel, `rows` of `tiles` each: the transform of K rows of pixels down their columns, then
+// of K columns along the rows, stored `frequency` apart.
 template <class S, int M, int K, class Transform>
-FUSECELL_HD void transform_vector(const S* image, int64_t image_row, int64_t columns, const Transform& transform, S* to,
+FUSECELL_HD void transform_vector(const S* image, int64_t image_row, int64_t rows, int64_t tiles,
+                                  const Overlap<S, M, K>& overlap, const Transform& transform, S* to,
                                   int64_t frequency) {
   constexpr int64_t L = kLanes<S>;
-  S row[6][(M + 2) * L];
-  for (int64_t x = 0; x < columns; x += L) {
-    Vector<S> d[K], u[6];
+  S pixels[6][(M + 2) * L], behind[6][L * (K > M ? K - M : 1)];
+  const int64_t columns = M * tiles;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t x = 0; x < columns + K - M; x += L) {
+      Vector<S> d[K], u[6];
 #pragma GCC unroll 6
-    for (int i = 0; i < K; ++i) d[i] = load(image + i * image_row + x);
-    transform(d, u);
+      for (int i = 0; i < K; ++i) d[i] = load(image + (r * M + i) * image_row + x);
+      transform(d, u);
 #pragma GCC unroll 6
-    for (int i = 0; i < 6; ++i) store(row[i] + x, u[i]);
+      for (int i = 0; i < 6; ++i) store(pixels[i] + r * columns + x, u[i]);
+    }
+    for (int i = 0; i < 6; ++i) {  // the next row of tiles is written over them
+      for (int j = 0; j < K - M; ++j) behind[i][r * (K - M) + j] = pixels[i][(r + 1) * columns + j];
+    }
   }
   for (int i = 0; i < 6; ++i) {
-    Vector<S> d[K], u[6];
-    split_row<S, M, K>(row[i], d);
+    Vector<S> d[K], u[6], own[M];
+    split_tiles<S, M>(pixels[i], own);
+#pragma GCC unroll 6
+    for (int j = 0; j < M; ++j) d[j] = own[j];
+    if constexpr (K - M > L) {  // more than one vector behind: two lanes alone
+      for (int j = M; j < K; ++j) {
+        Vector<S> lanes = {};
+        for (int l = 0; l < L; ++l) {
+          lanes[l] = l % tiles + j / M < tiles ? pixels[i][M * l + j]
+                                               : behind[i][l / tiles * (K - M) + (l % tiles - tiles) * M + j];
+        }
+        d[j] = lanes;
+      }
+    } else {
+      const Vector<S> next = load(behind[i]);
+#pragma GCC unroll 6
+      for (int j = M; j < K; ++j) d[j] = pick<S>(own[j % M], next, overlap.from[j - M]);
+    }
     transform(d, u);
 #pragma GCC unroll 6
     for (int j = 0; j < 6; ++j, to += frequency) store(to, u[j]);
+  }
+}
+
+// Tiles of one vector: a piece of one row, or whole rows where they are short.
+struct VectorOfTiles {
+  int64_t rows, tiles;
+};
+template <class S, int M, int K>
+FUSECELL_HD VectorOfTiles tiles_at(const WinogradRun<S>& run, int64_t row, int64_t column) {
+  constexpr int64_t L = kLanes<S>, kMostRows = K > M && L / (K - M) > 0 ? L / (K - M) : L;
+  if (run.tiles >= L) return {1, run.tiles - column < L ? run.tiles - column : L};
+  const int64_t fit = L / run.tiles, most = fit < kMostRows ? fit : kMostRows, left = run.rows - row;
+  return {left < most ? left : most, run.tiles};
+}
+
+// Calls f(row, column, vector) for all tiles of a run.
+template <class S, int M, int K, class F>
+FUSECELL_HD void each_vector(const WinogradRun<S>& run, const F& f) {
+  for (int64_t row = 0, column = 0; row < run.rows;) {
+    const VectorOfTiles vector = tiles_at<S, M, K>(run, row, column);
+    f(row, column, vector);
+    column += vector.tiles;
+    if (column >= run.tiles) {
+      column = 0;
+      row += vector.rows;
+    }
   }
 }
 
@@ -261,21 +308,26 @@ template <class S, int M, int K, class Transform>
 FUSECELL_HD void transform_tiles(const WinogradRun<S>& given, const Transform& transform) {
   constexpr int64_t L = kLanes<S>;
   const WinogradRun<S> run = given;  // its own copy: for all the compiler knows, a store could change the other
+  Overlap<S, M, K> whole, last;      // of all vectors of a row but its last, and of that one
+  whole.set(run.tiles < L ? run.tiles : L);
+  last.set(run.tiles < L ? run.tiles : (run.tiles - 1) % L + 1);
   for (int64_t channel = 0; channel < run.channels; ++channel) {
-    for (int64_t c = 0; c < run.tiles; c += L) {
-      const int64_t left = run.tiles - c, columns = M * (left < L ? left : L) + K - M, room = run.room - c;
-      const S* from = run.image + channel * run.image_channel + M * c;
-      S* to = run.patches + channel * kWinogradTiles + c;
+    each_vector<S, M, K>(run, [&](int64_t row, int64_t column, const VectorOfTiles& vector) {
+      const int64_t q = row * run.tiles + column, room = run.room - q;
+      const S* from = run.image + channel * run.image_channel + M * (row * run.image_row + column);
+      const Overlap<S, M, K>& overlap = column + vector.tiles < run.tiles ? whole : last;
+      S* to = run.patches + channel * kWinogradTiles + q;
       if (room >= L) {
-        transform_vector<S, M, K>(from, run.image_row, columns, transform, to, run.frequency);
+        transform_vector<S, M, K>(from, run.image_row, vector.rows, vector.tiles, overlap, transform, to,
+                                  run.frequency);
       } else {
         S copy[kWinogradPlaces * L];
-        transform_vector<S, M, K>(from, run.image_row, columns, transform, copy, L);
+        transform_vector<S, M, K>(from, run.image_row, vector.rows, vector.tiles, overlap, transform, copy, L);
         for (int64_t place = 0; place < kWinogradPlaces; ++place) {
           for (int64_t l = 0; l < room; ++l) to[place * run.frequency + l] = copy[place * L + l];
         }
       }
-    }
+    });
   }
 }
 
@@ -309,23 +361,23 @@ void winograd_gradients(const WinogradRun<S>& given) {
   const WinogradRun<S> run = given;
   const auto transform = [](const auto& d, auto& u) { transform_gradient(d, u); };
   S places[kWinogradPlaces * L * L];
-  for (int64_t c = 0; c < run.tiles; c += L) {
-    const int64_t left = run.tiles - c, tiles = left < L ? left : L;
+  each_vector<S, M, M>(run, [&](int64_t row, int64_t column, const VectorOfTiles& vector) {
     for (int64_t channel = 0; channel < L; ++channel) {
       S* to = places + channel * L;
       if (channel < run.channels) {
-        const S* from = run.image + channel * run.image_channel + M * c;
-        transform_vector<S, M, M>(from, run.image_row, M * tiles, transform, to, L * L);
+        const S* from = run.image + channel * run.image_channel + M * (row * run.image_row + column);
+        transform_vector<S, M, M>(from, run.image_row, vector.rows, vector.tiles, {}, transform, to, L * L);
       } else {
         for (int64_t place = 0; place < kWinogradPlaces; ++place) store(to + place * L * L, Vector<S>{});
       }
     }
+    const int64_t tiles = vector.rows * vector.tiles;
     for (int64_t place = 0; place < kWinogradPlaces; ++place) {
       Vector<S> v[L];
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) v[i] = load(places + (place * L + i) * L);
       transpose<S>(v);
-      S* to = run.patches + place * run.frequency + c * L;
+      S* to = run.patches + place * run.frequency + (row * run.tiles + column) * L;
       if (tiles == L) {
 #pragma GCC unroll 16
         for (int i = 0; i < L; ++i) store(to + i * L, v[i]);
@@ -333,29 +385,55 @@ void winograd_gradients(const WinogradRun<S>& given) {
         for (int64_t i = 0; i < tiles; ++i) store(to + i * L, v[i]);
       }
     }
+  });
+}
+
+// A vector of tiles to M rows of their pixels, which follow each other `image_row` apart.
+template <class S, int M>
+FUSECELL_HD void put_tiles(const S* products, int64_t frequency, S* image, int64_t image_row) {
+  Vector<S> half[M][6];
+#pragma GCC unroll 6
+  for (int j = 0; j < 6; ++j) {
+    Vector<S> m[6], y[M];
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) m[i] = load(products + (i * 6 + j) * frequency);
+    transform_product(m, y);
+#pragma GCC unroll 6
+    for (int i = 0; i < M; ++i) half[i][j] = y[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < M; ++i) {
+    Vector<S> y[M];
+    transform_product(half[i], y);
+    join_tiles<S, M>(y, image + i * image_row);
   }
 }
 
-// From the last vector of tiles to the first: what one writes beyond the row is the next row's, written again later.
+// What a vector's tiles write beyond a row of pixels is the next row's, written again later: short rows of tiles go
+// from the first to the last, a vector's worth at a time; of a longer one, its last vector goes first.
 template <class S, int M>
-void winograd_outputs(const WinogradOutput<S>& run) {
+void winograd_outputs(const WinogradOutput<S>& given) {
   constexpr int64_t L = kLanes<S>;
-  for (int64_t c = (run.tiles - 1) / L * L; c >= 0; c -= L) {
-    Vector<S> half[M][6];
-#pragma GCC unroll 6
-    for (int j = 0; j < 6; ++j) {
-      Vector<S> m[6], y[M];
-#pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) m[i] = load(run.products + (i * 6 + j) * run.frequency + c);
-      transform_product(m, y);
-#pragma GCC unroll 6
-      for (int i = 0; i < M; ++i) half[i][j] = y[i];
+  const WinogradOutput<S> run = given;
+  if (run.tiles >= L || run.rows == 1) {
+    for (int64_t row = 0; row < run.rows; ++row) {
+      const S* products = run.products + row * run.tiles;
+      S* image = run.image + row * M * run.image_row;
+      for (int64_t c = (run.tiles - 1) / L * L; c >= 0; c -= L) {
+        put_tiles<S, M>(products + c, run.frequency, image + M * c, run.image_row);
+      }
     }
-#pragma GCC unroll 6
-    for (int i = 0; i < M; ++i) {
-      Vector<S> y[M];
-      transform_product(half[i], y);
-      join_tiles<S, M>(y, run.image + i * run.image_row + M * c);
+    return;
+  }
+  const int64_t at_once = L / run.tiles, columns = M * run.tiles;
+  for (int64_t row = 0; row < run.rows; row += at_once) {
+    S pixels[M][(M + 1) * L];
+    put_tiles<S, M>(run.products + row * run.tiles, run.frequency, pixels[0], (M + 1) * L);
+    for (int64_t r = 0; r < at_once && row + r < run.rows; ++r) {
+      for (int i = 0; i < M; ++i) {
+        S* to = run.image + ((row + r) * M + i) * run.image_row;
+        for (int64_t x = 0; x < columns; x += L) store(to + x, load(pixels[i] + r * columns + x));
+      }
     }
   }
 }
