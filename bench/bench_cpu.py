@@ -27,7 +27,7 @@ import numpy as np
 from array_peers import WEIGHTS, Numbers
 from cpu_peers import PEERS, STREAMS, XLA, is_ours
 from cpu_worker import Load, Refused, Worker
-from page import renew, tables
+from page import crowded, renew, tables
 from shapes import SHAPES, Shape
 from timing import Timed, interleaved, median_ratio, stopwatch, take_turns
 from tqdm import tqdm
@@ -38,7 +38,7 @@ from fusecell import _dispatch, ops
 Row = dict[str, Any]
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "cpu.md", DOCS / "images" / "bench_cpu.png"
-REST = 0.02  # seconds between turns; libgomp's threads spin for some 5 ms after a parallel region
+REST = 0.05  # seconds between turns: after its work libgomp was seen to spin for 3 ms, NumPy's OpenBLAS for up to 40
 SLOW_ROUNDS = 2
 FRAMES = 100  # in a turn of the streaming part
 
@@ -257,7 +257,7 @@ def print_sequence(bench: Bench, rows: list[Row], shape: Shape) -> None:
     head = f"{'':<26}{'training x':>11}{'forward x':>11}{'memory':>9}{'of peak':>9}{'of copy':>9}{'error':>9}"
     head += f"{'ms':>10}{'ms':>9}{'MiB':>8}{'GFLOP/s':>9}" if bench.absolute else ""
     eager = rows[0]
-    print(f"\n{eager['shape']}: {shape}{crowded(eager['others'])}\n{head}")
+    print(f"\n{eager['shape']}: {shape}; {crowded(eager['others'])}\n{head}")
     for row in rows:
         if "refused" in row:
             print(f"{row['peer']:<26}refused: {row['refused']}")
@@ -273,12 +273,6 @@ def print_sequence(bench: Bench, rows: list[Row], shape: Shape) -> None:
         print(line + (f"   {row['note']}" if row["note"] else ""))
 
 
-def crowded(others: float) -> str:
-    """Threads that wait for each other lose most where others take the CPUs: a library's loss is not a rival's gain."""
-    said = f"; others kept {others:.2f} CPUs busy meanwhile"
-    return said + (": NO FIGURE TO KEEP" if others > 0.1 else "")
-
-
 # ----------------------------------------------------------------------------------------------------------- streaming
 def streaming(bench: Bench, names: dict[str, Shape]) -> list[Row]:
     """A frame at a time, T = 1, B = 1: rows of each peer at each shape."""
@@ -287,7 +281,9 @@ def streaming(bench: Bench, names: dict[str, Shape]) -> list[Row]:
     with bench.workers("STREAMS", bench.streams) as workers:
         for name, shape in names.items():
             found = stream(bench, name, shape, workers)
-            print(f"{name}: {shape.I}->{shape.C} channels {shape.H}x{shape.W} k={shape.k}{crowded(found[0]['others'])}")
+            print(
+                f"{name}: {shape.I}->{shape.C} channels {shape.H}x{shape.W} k={shape.k}; {crowded(found[0]['others'])}"
+            )
             for row in found:
                 print_stream(bench, row)
             rows += found

@@ -185,7 +185,7 @@ def test_the_page_is_renewed(tmp_path):
     renew(page, tables(found))  # and again
     text = page.read_text()
     for line in (
-        "kernels avx512, torch 9.9; others kept at most 0.25 CPUs busy meanwhile.\n",
+        "kernels avx512, torch 9.9; others kept 0.25 CPUs busy meanwhile: NO FIGURE TO KEEP.\n",
         "|  | S |\n| --- | --- |\n| eager | 1.00, 2.00, 1.00 |\n| flax | refused |\n<!-- end -->",
         "| an aim | at least 2.00 | 1.50 | missed | 1.60 | 3.00 | eager |\n<!-- end -->",
     ):
