@@ -180,14 +180,13 @@ def floats_moved(shape: Shape, *, training: bool) -> int:
     return pixels * (3 * shape.I + 13 * shape.C if training else shape.I + shape.C)
 
 
-def sequences(bench: Bench, names: dict[str, Shape]) -> list[Row]:
-    roofline, rows = Roofline(), []
+def sequences(bench: Bench, names: dict[str, Shape], rows: list[Row]) -> None:
+    roofline = Roofline()
     with bench.workers("PEERS", bench.peers) as workers:
         for name, shape in names.items():
             found = sequence(bench, name, shape, dict(workers), roofline)
             print_sequence(bench, found, shape)
             rows += found
-    return rows
 
 
 def sequence(bench: Bench, name: str, shape: Shape, workers: dict[str, Worker], roofline: Roofline) -> list[Row]:
@@ -274,9 +273,8 @@ def print_sequence(bench: Bench, rows: list[Row], shape: Shape) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
-def streaming(bench: Bench, names: dict[str, Shape]) -> list[Row]:
+def streaming(bench: Bench, names: dict[str, Shape], rows: list[Row]) -> None:
     """A frame at a time, T = 1, B = 1: rows of each peer at each shape."""
-    rows = []
     print(f"\n{'a frame at a time':<26}{'median':>9}{'99 %':>9}   eager's time by it")
     with bench.workers("STREAMS", bench.streams) as workers:
         for name, shape in names.items():
@@ -287,7 +285,6 @@ def streaming(bench: Bench, names: dict[str, Shape]) -> list[Row]:
             for row in found:
                 print_stream(bench, row)
             rows += found
-    return rows
 
 
 def stream(bench: Bench, name: str, shape: Shape, workers: dict[str, Worker]) -> list[Row]:
@@ -492,23 +489,21 @@ def confine(threads: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def measured(bench: Bench, args: argparse.Namespace) -> Row:
-    result: Row = {**bench.machine(), "sequences": [], "streaming": [], "pointwise": []}
-    print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()))
+def measure(bench: Bench, args: argparse.Namespace, result: Row) -> None:
+    """Into the lists of the result, so that what there is remains where it is stopped."""
     if "pointwise" in args.parts:
         result["pointwise"] = pointwise(bench)
         print_pointwise(result["pointwise"])
     if PEERS["eager"].missing:
         sys.stderr.write("torch is not installed: sequences and streaming, which are measured by it, are left out\n")
-        return result
+        return
     import torch
 
     torch.set_num_threads(bench.threads)
     if "sequences" in args.parts:
-        result["sequences"] = sequences(bench, args.shapes)
+        sequences(bench, args.shapes, result["sequences"])
     if "streaming" in args.parts:
-        result["streaming"] = streaming(bench, args.shapes)
-    return result
+        streaming(bench, args.shapes, result["streaming"])
 
 
 def main() -> int:
@@ -516,7 +511,13 @@ def main() -> int:
     confine(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
-        result = measured(bench, args)
+        result: Row = {**bench.machine(), "sequences": [], "streaming": [], "pointwise": []}
+        print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()))
+        try:
+            measure(bench, args, result)
+        except (KeyboardInterrupt, Refused) as stop:
+            sys.stderr.write(f"stopped: {stop or 'by hand'}\n")
+            bench.failed, args.plot = True, False
     result["aims"] = [{**row, "met": is_met(row)} for row in aims(result)]
     print_aims(result["aims"])
     if args.json:
