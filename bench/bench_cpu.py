@@ -437,7 +437,9 @@ def draw(rows: list[Row], machine: Row, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     said = ", ".join(f"{n} {machine[n]}" for n in ("torch", "keras", "tensorflow-cpu", "jax", "flax") if n in machine)
-    figure.suptitle(f"{machine['threads']} threads, {machine['kernels']}, {said}", fontsize=8, x=0.01, ha="left")
+    busy = crowded(max(row["others"] for row in rows))
+    said = f"{machine['threads']} threads, {machine['kernels']}, {said}; {busy}"
+    figure.suptitle(said, fontsize=8, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
