@@ -521,7 +521,8 @@ def main() -> int:
             sys.stderr.write(f"stopped: {stop or 'by hand'}\n")
             bench.failed, args.plot = True, False
     result["aims"] = [{**row, "met": is_met(row)} for row in aims(result)]
-    print_aims(result["aims"])
+    if result["aims"]:
+        print_aims(result["aims"])
     if args.json:
         args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     if args.plot:
