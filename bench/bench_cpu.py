@@ -27,7 +27,7 @@ import numpy as np
 from array_peers import WEIGHTS, Numbers
 from cpu_peers import PEERS, STREAMS, XLA, is_ours
 from cpu_worker import Load, Refused, Worker
-from page import renew, tables
+from page import crowded, renew, tables
 from shapes import SHAPES, Shape
 from timing import Timed, interleaved, median_ratio, stopwatch, take_turns
 from tqdm import tqdm
@@ -38,7 +38,7 @@ from fusecell import _dispatch, ops
 Row = dict[str, Any]
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "cpu.md", DOCS / "images" / "bench_cpu.png"
-REST = 0.02  # seconds between turns; libgomp's threads spin for some 5 ms after a parallel region
+REST = 0.05  # seconds between turns: after its work libgomp was seen to spin for 3 ms, NumPy's OpenBLAS for up to 40
 SLOW_ROUNDS = 2
 FRAMES = 100  # in a turn of the streaming part
 
@@ -180,14 +180,13 @@ def floats_moved(shape: Shape, *, training: bool) -> int:
     return pixels * (3 * shape.I + 13 * shape.C if training else shape.I + shape.C)
 
 
-def sequences(bench: Bench, names: dict[str, Shape]) -> list[Row]:
-    roofline, rows = Roofline(), []
+def sequences(bench: Bench, names: dict[str, Shape], rows: list[Row]) -> None:
+    roofline = Roofline()
     with bench.workers("PEERS", bench.peers) as workers:
         for name, shape in names.items():
             found = sequence(bench, name, shape, dict(workers), roofline)
             print_sequence(bench, found, shape)
             rows += found
-    return rows
 
 
 def sequence(bench: Bench, name: str, shape: Shape, workers: dict[str, Worker], roofline: Roofline) -> list[Row]:
@@ -257,7 +256,7 @@ def print_sequence(bench: Bench, rows: list[Row], shape: Shape) -> None:
     head = f"{'':<26}{'training x':>11}{'forward x':>11}{'memory':>9}{'of peak':>9}{'of copy':>9}{'error':>9}"
     head += f"{'ms':>10}{'ms':>9}{'MiB':>8}{'GFLOP/s':>9}" if bench.absolute else ""
     eager = rows[0]
-    print(f"\n{eager['shape']}: {shape}{crowded(eager['others'])}\n{head}")
+    print(f"\n{eager['shape']}: {shape}; {crowded(eager['others'])}\n{head}")
     for row in rows:
         if "refused" in row:
             print(f"{row['peer']:<26}refused: {row['refused']}")
@@ -273,25 +272,19 @@ def print_sequence(bench: Bench, rows: list[Row], shape: Shape) -> None:
         print(line + (f"   {row['note']}" if row["note"] else ""))
 
 
-def crowded(others: float) -> str:
-    """Threads that wait for each other lose most where others take the CPUs: a library's loss is not a rival's gain."""
-    said = f"; others kept {others:.2f} CPUs busy meanwhile"
-    return said + (": NO FIGURE TO KEEP" if others > 0.1 else "")
-
-
 # ----------------------------------------------------------------------------------------------------------- streaming
-def streaming(bench: Bench, names: dict[str, Shape]) -> list[Row]:
+def streaming(bench: Bench, names: dict[str, Shape], rows: list[Row]) -> None:
     """A frame at a time, T = 1, B = 1: rows of each peer at each shape."""
-    rows = []
     print(f"\n{'a frame at a time':<26}{'median':>9}{'99 %':>9}   eager's time by it")
     with bench.workers("STREAMS", bench.streams) as workers:
         for name, shape in names.items():
             found = stream(bench, name, shape, workers)
-            print(f"{name}: {shape.I}->{shape.C} channels {shape.H}x{shape.W} k={shape.k}{crowded(found[0]['others'])}")
+            print(
+                f"{name}: {shape.I}->{shape.C} channels {shape.H}x{shape.W} k={shape.k}; {crowded(found[0]['others'])}"
+            )
             for row in found:
                 print_stream(bench, row)
             rows += found
-    return rows
 
 
 def stream(bench: Bench, name: str, shape: Shape, workers: dict[str, Worker]) -> list[Row]:
@@ -444,7 +437,9 @@ def draw(rows: list[Row], machine: Row, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     said = ", ".join(f"{n} {machine[n]}" for n in ("torch", "keras", "tensorflow-cpu", "jax", "flax") if n in machine)
-    figure.suptitle(f"{machine['threads']} threads, {machine['kernels']}, {said}", fontsize=8, x=0.01, ha="left")
+    busy = crowded(max(row["others"] for row in rows))
+    said = f"{machine['threads']} threads, {machine['kernels']}, {said}; {busy}"
+    figure.suptitle(said, fontsize=8, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -496,23 +491,21 @@ def confine(threads: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def measured(bench: Bench, args: argparse.Namespace) -> Row:
-    result: Row = {**bench.machine(), "sequences": [], "streaming": [], "pointwise": []}
-    print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()))
+def measure(bench: Bench, args: argparse.Namespace, result: Row) -> None:
+    """Into the lists of the result, so that what there is remains where it is stopped."""
     if "pointwise" in args.parts:
         result["pointwise"] = pointwise(bench)
         print_pointwise(result["pointwise"])
     if PEERS["eager"].missing:
         sys.stderr.write("torch is not installed: sequences and streaming, which are measured by it, are left out\n")
-        return result
+        return
     import torch
 
     torch.set_num_threads(bench.threads)
     if "sequences" in args.parts:
-        result["sequences"] = sequences(bench, args.shapes)
+        sequences(bench, args.shapes, result["sequences"])
     if "streaming" in args.parts:
-        result["streaming"] = streaming(bench, args.shapes)
-    return result
+        streaming(bench, args.shapes, result["streaming"])
 
 
 def main() -> int:
@@ -520,9 +513,16 @@ def main() -> int:
     confine(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
-        result = measured(bench, args)
+        result: Row = {**bench.machine(), "sequences": [], "streaming": [], "pointwise": []}
+        print(", ".join(f"{name}: {value}" for name, value in bench.machine().items()))
+        try:
+            measure(bench, args, result)
+        except (KeyboardInterrupt, Refused) as stop:
+            sys.stderr.write(f"stopped: {stop or 'by hand'}\n")
+            bench.failed, args.plot = True, False
     result["aims"] = [{**row, "met": is_met(row)} for row in aims(result)]
-    print_aims(result["aims"])
+    if result["aims"]:
+        print_aims(result["aims"])
     if args.json:
         args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     if args.plot:

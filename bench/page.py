@@ -34,9 +34,14 @@ def tables(result: Row) -> dict[str, str]:
 
 def machine(result: Row) -> str:
     names = ("kernels", "threads", "rounds", "torch", "keras", "tensorflow-cpu", "jax", "flax")
-    busy = max((row.get("others", 0.0) for row in result["sequences"]), default=0.0)
+    busy = max((row.get("others", 0.0) for row in result["sequences"] + result["streaming"]), default=0.0)
     said = ", ".join(f"{name} {result[name]}" for name in names if name in result)
-    return f"{said}; others kept at most {busy:.2f} CPUs busy meanwhile.\n"
+    return f"{said}; {crowded(busy)}.\n"
+
+
+def crowded(others: float) -> str:
+    """Threads that wait for each other lose most where others take the CPUs: a library's loss is not a rival's gain."""
+    return f"others kept {others:.2f} CPUs busy meanwhile" + (": NO FIGURE TO KEEP" if others > 0.1 else "")
 
 
 def of_sequence(row: Row, eager: Row) -> str:

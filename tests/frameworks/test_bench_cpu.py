@@ -173,6 +173,26 @@ def test_a_refused_peer_has_a_row_and_no_times(tmp_path, capsys):
     assert "fusecell.ops              refused: fusecell.ops: its process ended with -9" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), cpu_worker.Refused("flax: its process ended with -9")])
+def test_what_was_found_before_a_stop_remains(stop, tmp_path, monkeypatch):
+    def sequence(bench, name, *_):
+        if name == "M":
+            raise stop
+        return [{"shape": name, "peer": "eager", "refused": "for the test"}]
+
+    monkeypatch.setattr(bench_cpu, "sequence", sequence)
+    monkeypatch.setattr(bench_cpu, "print_sequence", lambda *_: None)
+    monkeypatch.setattr(bench_cpu, "renew", lambda *_: pytest.fail("a page of half a run"))
+    monkeypatch.setattr(bench_cpu, "confine", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda *_: None)
+    monkeypatch.setattr(bench_cpu.fusecell, "set_num_threads", lambda *_: None)
+    file = tmp_path / "found.json"
+    options = ["--parts", "sequences", "--shapes", "S", "M", "--peers", "eager", "--threads", "1", "--plot"]
+    monkeypatch.setattr(sys, "argv", ["bench_cpu.py", *options, "--json", str(file)])
+    assert bench_cpu.main() == 1
+    assert [row["shape"] for row in json.loads(file.read_text())["sequences"]] == ["S"]
+
+
 def test_the_page_is_renewed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text((BENCH.parent / "docs" / "cpu.md").read_text())
@@ -185,7 +205,7 @@ def test_the_page_is_renewed(tmp_path):
     renew(page, tables(found))  # and again
     text = page.read_text()
     for line in (
-        "kernels avx512, torch 9.9; others kept at most 0.25 CPUs busy meanwhile.\n",
+        "kernels avx512, torch 9.9; others kept 0.25 CPUs busy meanwhile: NO FIGURE TO KEEP.\n",
         "|  | S |\n| --- | --- |\n| eager | 1.00, 2.00, 1.00 |\n| flax | refused |\n<!-- end -->",
         "| an aim | at least 2.00 | 1.50 | missed | 1.60 | 3.00 | eager |\n<!-- end -->",
     ):
