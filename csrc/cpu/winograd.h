@@ -270,12 +270,7 @@ class WinogradWeightGradients {
            int workers) const {
     for (int64_t first = 0; first < tiles_.total(); first += chunk_ * kWinogradTiles) {
       const int64_t last = std::min(first + chunk_ * kWinogradTiles, tiles_.total());
-      int64_t at = 0;
-      for (const Planes<S>& planes : sources) {
-        transform_patches(planes, first, last, active, workers, at);
-        at += planes.channels;
-      }
-      transform_gradient(dz, first, last, active, workers);
+      transform(sources, dz, active, first, last, workers);
       add_products(last - first, workers);
     }
   }
@@ -296,54 +291,62 @@ class WinogradWeightGradients {
   int64_t pitch() const { return groups() * kernels_.lanes; }
   int64_t frequency() const { return count_ * pitch() + 16; }
 
-  // The runs of one block of the chunk of tiles first to last - 1. The sum goes over all tiles, so those of an inactive
-  // sample are to be zero.
-  template <class F>
-  void each_run_of_chunk(int64_t block, int64_t first, int64_t last, F&& f) const {
-    const int64_t begin = first + block * kWinogradTiles;
-    each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), f);
-  }
-
-  void transform_patches(const Planes<S>& planes, int64_t first, int64_t last, const std::vector<uint8_t>& active,
-                         int workers, int64_t at) const {
-    const int64_t tasks = ceil_div(planes.channels, kTogether);
-    const int64_t work = work::copies(kWinogradPlaces * (last - first) * planes.channels);
+  // Tiles first to last - 1. In each block, tasks are some channels of the patches each, then a group of the
+  // gradient's.
+  void transform(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active,
+                 int64_t first, int64_t last, int workers) const {
+    int64_t of_patches = 0;
+    for (const Planes<S>& planes : sources) of_patches += ceil_div(planes.channels, kTogether);
+    const int64_t tasks = of_patches + groups();
+    const int64_t work = work::copies(kWinogradPlaces * (last - first) * (count_ + rows_));
     parallel_for(ceil_div(last - first, kWinogradTiles) * tasks, workers, work, [&](int64_t task, int) {
-      const int64_t block = task / tasks, k = task % tasks * kTogether, end = std::min(k + kTogether, planes.channels);
-      each_run_of_chunk(block, first, last, [&](const TileRun& run) {
-        S* to = patches_.at(block, at + k, run.q);
-        if (active[static_cast<size_t>(run.b)]) {
-          transform_run(kernels().patches, tiles_.size, run, planes, k, end, kWinogradTiles - run.q, to,
-                        patches_.frequency());
-          return;
-        }
-        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-          for (int64_t i = 0; i < end - k; ++i) {
-            std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.rows * run.count, S(0));
-          }
+      const int64_t block = task / tasks, begin = first + block * kWinogradTiles, of_block = task % tasks;
+      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) {
+        const bool is_active = active[static_cast<size_t>(run.b)];
+        if (of_block < of_patches) {
+          transform_patches(sources, of_block, run, is_active, block);
+        } else {
+          transform_gradient(dz, of_block - of_patches, run, is_active, block);
         }
       });
     });
   }
 
-  void transform_gradient(const Planes<S>& dz, int64_t first, int64_t last, const std::vector<uint8_t>& active,
-                          int workers) const {
-    const int64_t lanes = kernels_.lanes;
-    const int64_t work = work::copies(kWinogradPlaces * (last - first) * rows_);
-    parallel_for(ceil_div(last - first, kWinogradTiles) * groups(), workers, work, [&](int64_t task, int) {
-      const int64_t block = task / groups(), m = task % groups() * lanes;
-      each_run_of_chunk(block, first, last, [&](const TileRun& run) {
-        S* to = gradients_ + task * group() + run.q * lanes;
-        if (active[static_cast<size_t>(run.b)]) {
-          transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
-                        kWinogradTiles * lanes);
-          return;
-        }
-        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-          std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
-        }
-      });
-    });
+  // The sum goes over all tiles, so those of an inactive sample are zero.
+  void transform_patches(const std::vector<Planes<S>>& sources, int64_t task, const TileRun& run, bool is_active,
+                         int64_t block) const {
+    int64_t at = 0;
+    size_t source = 0;
+    for (; task >= ceil_div(sources[source].channels, kTogether); ++source) {
+      task -= ceil_div(sources[source].channels, kTogether);
+      at += sources[source].channels;
+    }
+    const int64_t k = task * kTogether, end = std::min(k + kTogether, sources[source].channels);
+    S* to = patches_.at(block, at + k, run.q);
+    if (is_active) {
+      transform_run(kernels().patches, tiles_.size, run, sources[source], k, end, kWinogradTiles - run.q, to,
+                    patches_.frequency());
+      return;
+    }
+    for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+      for (int64_t i = 0; i < end - k; ++i) {
+        std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.rows * run.count, S(0));
+      }
+    }
+  }
+
+  void transform_gradient(const Planes<S>& dz, int64_t of_groups, const TileRun& run, bool is_active,
+                          int64_t block) const {
+    const int64_t lanes = kernels_.lanes, m = of_groups * lanes;
+    S* to = gradients_ + (block * groups() + of_groups) * group() + run.q * lanes;
+    if (is_active) {
+      transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
+                    kWinogradTiles * lanes);
+      return;
+    }
+    for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+      std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
+    }
   }
 
   void add_products(int64_t tiles, int workers) const {
