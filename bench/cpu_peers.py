@@ -88,6 +88,7 @@ PEERS = {
     "flax": Entry(flax_peer, ("jax", "flax"), slow=True),
     "fusecell": Entry(fused()),
     "fusecell, recompute": Entry(fused(recompute=True)),
+    "fusecell, direct": Entry(fused(algorithm="direct")),
     "fusecell.ops": Entry(ops_peer, ()),
     "eager, autocast": Entry(loop(autocast=True), bfloat16=True),
     "bf16": Entry(loop(bfloat16=True), bfloat16=True),
