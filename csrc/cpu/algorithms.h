@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
+#include "cpu/bfloat16.h"
 #include "cpu/direct.h"
 #include "cpu/winograd.h"
 
@@ -12,17 +14,26 @@ namespace fusecell::cpu {
 template <class S>
 std::unique_ptr<Convolutions<S>> make_convolutions(const ConvolutionSet& set, const Wanted& wanted, Arena& arena,
                                                    int workers) {
-  if (set.winograd) return std::make_unique<WinogradConvolutions<S>>(set, wanted, arena, workers);
+  if (set.algorithm == Algorithm::winograd) {
+    return std::make_unique<WinogradConvolutions<S>>(set, wanted, arena, workers);
+  }
+  if constexpr (std::is_same_v<S, float>) {
+    if (set.algorithm == Algorithm::bfloat16) {
+      return std::make_unique<Bfloat16Convolutions>(set, wanted, arena, workers);
+    }
+  }
   return std::make_unique<DirectConvolutions<S>>(set, wanted, arena, workers);
 }
 
 // Samples whose `channels` planes fill at most `bytes`, and one at least: the same for any number of threads. Winograd
 // keeps 36 values for each tile.
 template <class S>
-int64_t samples_at_once(const ConvolutionShape& conv, bool winograd, int64_t batch, int64_t channels, int64_t bytes) {
+int64_t samples_at_once(const ConvolutionShape& conv, Algorithm algorithm, int64_t batch, int64_t channels,
+                        int64_t bytes) {
   const int64_t size = 7 - conv.kernel[0];
-  const int64_t values =
-      winograd ? kWinogradPlaces * ceil_div(conv.out[0], size) * ceil_div(conv.out[1], size) : conv.out_pixels();
+  const int64_t values = algorithm == Algorithm::winograd
+                             ? kWinogradPlaces * ceil_div(conv.out[0], size) * ceil_div(conv.out[1], size)
+                             : conv.out_pixels();
   const int64_t of_sample = channels * values * static_cast<int64_t>(sizeof(S));
   return std::min(batch, std::max<int64_t>(bytes / std::max<int64_t>(of_sample, 1), 1));
 }

@@ -20,8 +20,8 @@ constexpr int64_t kGroupBytes = 1 << 20, kWinogradGroupBytes = 10 << 20;
 template <class S>
 ConvLstmShape group_of(const ConvLstmShape& shape) {
   ConvLstmShape group = shape;
-  group.batch = samples_at_once<S>(shape.input, shape.winograd, shape.batch, 4 * shape.channels,
-                                   shape.winograd ? kWinogradGroupBytes : kGroupBytes);
+  group.batch = samples_at_once<S>(shape.input, shape.algorithm, shape.batch, 4 * shape.channels,
+                                   shape.algorithm == Algorithm::winograd ? kWinogradGroupBytes : kGroupBytes);
   return group;
 }
 

@@ -17,9 +17,9 @@ constexpr int64_t kGroupBytes = 8 << 20;  // of the sources as Winograd keeps th
 template <class S>
 ConvLstmShape group_of(const ConvLstmShape& shape) {
   ConvLstmShape group = shape;
-  if (shape.winograd) {
-    group.batch =
-        samples_at_once<S>(shape.input, true, shape.batch, shape.input.in_channels + shape.channels, kGroupBytes);
+  if (shape.algorithm == Algorithm::winograd) {
+    group.batch = samples_at_once<S>(shape.input, shape.algorithm, shape.batch,
+                                     shape.input.in_channels + shape.channels, kGroupBytes);
   }
   return group;
 }
