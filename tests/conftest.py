@@ -11,6 +11,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+# Before the core is loaded, which asks once. 0 where a machine's AMX itself is to be tested.
+os.environ.setdefault("FUSECELL_EMULATE_AMX", "1")
+
 from fusecell.selftest import backends
 
 # No deadline: an example may wait for a core that somebody else uses. On CI the same examples every time:

@@ -128,7 +128,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = runs(monkeypatch)
@@ -143,7 +143,7 @@ def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest
     assert seen == [(way, algorithm) for way in ways]
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
 def test_layers_pass_it_on(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = runs(monkeypatch)
     rng = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def test_winograd_is_another_algorithm() -> None:
         assert all(direct[name] != winograd[name] for name in direct)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd"])
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
 def test_a_step_and_a_sample_alone_have_the_bits_of_the_sequence(algorithm: Any) -> None:
     """Streaming a forecast frame by frame, or for one place alone, changes nothing."""
     arrays = sequence(5, 7, T=3, B=3)

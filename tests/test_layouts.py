@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -200,6 +200,13 @@ def test_a_layout_changes_no_bit_of_any_dtype(place: _dispatch.Place, dtype: Any
     if dtype is ml_dtypes.bfloat16 and place.backend == "cpu":
         pytest.skip("the CPU computes in float32 and float64")
     check(Sequence(place, ALIGNED, dtype), everywhere(layout))
+
+
+@pytest.mark.parametrize("layout", USUAL, ids=str)
+@pytest.mark.parametrize("algorithm", ["winograd", "bfloat16"])
+def test_a_layout_changes_no_bit_of_any_algorithm(algorithm: str, layout: Layout) -> None:
+    case = replace(ALIGNED, options=ALIGNED.options | {"algorithm": algorithm})
+    check(Sequence(_dispatch.Place("cpu"), case), everywhere(layout))
 
 
 @pytest.mark.parametrize("layout", [USUAL[1], *UNUSUAL[-4:]], ids=str)

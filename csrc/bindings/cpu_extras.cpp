@@ -50,13 +50,15 @@ uintptr_t address(const py::object& array) {
 }  // namespace
 
 void define_extras(py::module_& m) {
-  cpu::kernels();  // a bad FUSECELL_ISA is an error at import
+  cpu::kernels();       // a bad FUSECELL_ISA is an error at import
+  cpu::emulates_amx();  // so is a bad FUSECELL_EMULATE_AMX
   m.def("address", &address);
   m.def("set_num_threads", &cpu::set_num_threads);
   m.def("get_num_threads", &cpu::num_threads);
   m.def("pool_statistics", &pool_statistics);
   m.def("reset_pool_statistics", &cpu::reset_pool_statistics);
   m.def("build_info", &build_info);
+  m.def("amx", &cpu::amx);
 }
 
 }  // namespace fusecell::bindings

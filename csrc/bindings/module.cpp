@@ -48,7 +48,7 @@ struct Conv2d {
 
   static void describe_outputs(const Conv2dShape& shape, py::dict& plan) {
     plan["y"] = Shape{shape.batch, shape.conv.out_channels, shape.conv.out[0], shape.conv.out[1]};
-    plan["algorithm"] = shape.winograd ? "winograd" : "direct";
+    plan["algorithm"] = algorithm_name(shape.algorithm);
   }
 };
 
@@ -79,7 +79,7 @@ struct ConvLstm {
     plan["y"] = Shape{shape.steps, shape.batch, shape.channels, H, W};
     plan["cell_dtype"] = dtype_name(state_dtype(shape.dtype));
     plan["gates"] = Shape{shape.steps, shape.batch, 4 * shape.channels, H, W};
-    plan["algorithm"] = shape.winograd ? "winograd" : "direct";
+    plan["algorithm"] = algorithm_name(shape.algorithm);
   }
 };
 

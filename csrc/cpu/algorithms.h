@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
+#include "cpu/bfloat16.h"
 #include "cpu/direct.h"
 #include "cpu/winograd.h"
 
@@ -12,7 +14,14 @@ namespace fusecell::cpu {
 template <class S>
 std::unique_ptr<Convolutions<S>> make_convolutions(const ConvolutionSet& set, const Wanted& wanted, Arena& arena,
                                                    int workers) {
-  if (set.winograd) return std::make_unique<WinogradConvolutions<S>>(set, wanted, arena, workers);
+  if (set.algorithm == Algorithm::winograd) {
+    return std::make_unique<WinogradConvolutions<S>>(set, wanted, arena, workers);
+  }
+  if constexpr (std::is_same_v<S, float>) {
+    if (set.algorithm == Algorithm::bfloat16) {
+      return std::make_unique<Bfloat16Convolutions>(set, wanted, arena, workers);
+    }
+  }
   return std::make_unique<DirectConvolutions<S>>(set, wanted, arena, workers);
 }
 

@@ -21,7 +21,7 @@ struct Plan {
   Plan(const Conv2dShape& shape, const Wanted& wanted, Arena& arena, int workers)
       : group(samples_at_once<S>(shape.conv, shape.batch, std::max(shape.conv.in_channels, shape.conv.out_channels),
                                  kGroupBytes)),
-        convolution(make_convolutions<S>({{shape.conv}, group, 1, shape.winograd}, wanted, arena, workers)) {}
+        convolution(make_convolutions<S>({{shape.conv}, group, 1, shape.algorithm}, wanted, arena, workers)) {}
 
   std::vector<uint8_t> active(int64_t first, int64_t batch) const {
     std::vector<uint8_t> list(static_cast<size_t>(group));

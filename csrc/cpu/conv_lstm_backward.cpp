@@ -22,7 +22,7 @@ template <class S>
 ConvLstmShape group_of(const ConvLstmShape& shape) {
   ConvLstmShape group = shape;
   group.batch = samples_at_once<S>(shape.input, shape.batch, 4 * shape.channels,
-                                   shape.winograd ? kWinogradGroupBytes : kGroupBytes);
+                                   shape.algorithm == Algorithm::winograd ? kWinogradGroupBytes : kGroupBytes);
   return group;
 }
 

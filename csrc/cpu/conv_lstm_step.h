@@ -25,7 +25,7 @@ struct ForwardStep {
 
 // The convolutions of a ConvLSTM: source 0 is the input, source 1 the state.
 inline ConvolutionSet convolutions_of(const ConvLstmShape& shape) {
-  return {{shape.input, shape.recurrent}, shape.batch, 4, shape.winograd};
+  return {{shape.input, shape.recurrent}, shape.batch, 4, shape.algorithm};
 }
 
 template <class S>

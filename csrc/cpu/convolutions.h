@@ -30,7 +30,7 @@ struct ConvolutionSet {
   int64_t batch;
   // Rows of z are interleaved, row = channel * interleave + gate, so that a block of rows holds whole channels; 1: not.
   int64_t interleave;
-  bool winograd;
+  Algorithm algorithm;
 };
 
 // What will be asked for; nothing is kept for the rest.

@@ -4,6 +4,7 @@
 
 #include "cpu/kernels.h"
 
+#include "cpu/bfloat16_kernels.h"
 #include "cpu/cell_run.h"
 #include "cpu/direct_kernels.h"
 #include "cpu/elementwise.h"
@@ -48,6 +49,12 @@ constexpr Kernels<S> make_kernels() {
 
 extern const KernelTable FUSECELL_JOIN(kernels_, FUSECELL_ISA);
 constinit const KernelTable FUSECELL_JOIN(kernels_, FUSECELL_ISA) = {FUSECELL_TEXT(FUSECELL_ISA), make_kernels<float>(),
-                                                                     make_kernels<double>()};
+                                                                     make_kernels<double>(), kernels_on<PlainTiles>(),
+#if defined(__x86_64__)
+                                                                     kernels_on<AmxTiles>()
+#else
+    {}
+#endif
+};
 
 }  // namespace fusecell::cpu

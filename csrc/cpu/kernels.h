@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/scalar.h"
 #include "cell/activation.h"
 #include "cell/gates.h"
 #include "cell/update.h"
@@ -105,6 +106,44 @@ struct WinogradKernels {
   void (*weight_gradients)(const S* places, int64_t frequency, int64_t n, int64_t pitch, S* dweight);
 };
 
+// Products of bfloat16 come in tiles: kSide rows of kDepth terms on the left, pairs of terms for kSide columns on the
+// right, sums of kSide x kSide in float32.
+constexpr int64_t kSide = 16, kDepth = 32;
+
+// An image as [channels / 2][plane of pixels][2], zero-padded, of channels in whole tiles: output pixel q (= row *
+// pitch
+// + column) and the k-th tile of weights meet at image[offset[k] + 2 * q].
+struct Bfloat16Source {
+  const bfloat16* image = nullptr;
+  const int64_t* offset = nullptr;
+  int64_t count = 0, plane = 0, pitch = 0;  // tiles: taps x channels / kDepth
+};
+
+// z[m][pixel] for the rows m0 <= m < m1 of the weights and the pixels of a block; m0 is a multiple of 2 kSide. Reads up
+// to kSide pixels behind the last one of a plane.
+struct Bfloat16Product {
+  Bfloat16Source sources[2];
+  const bfloat16* weights;  // [rows / (2 kSide)][tiles of both sources][2 kSide][kDepth]
+  int64_t m0, m1, row0, row1, column0, column1;
+  float* z;  // [m1 - m0][(row1 - row0) * (column1 - column0)]
+};
+
+// sums[i][j][channel][row] += over the active images and their pixels of source[channel][q] * gradient[row][q], for the
+// 2 x 2 tiles i, j.
+struct Bfloat16Gradient {
+  const bfloat16* source;    // [2 kSide channels][plane], at a tap
+  const bfloat16* gradient;  // [2][pixels / 2][kSide rows][2], zero outside the image's columns
+  int64_t source_image, gradient_image, plane;
+  const uint8_t* active;  // [batch]
+  int64_t batch, pixels;  // pixels: a multiple of kDepth
+  float* sums;
+};
+
+struct Bfloat16Kernels {
+  void (*product)(const Bfloat16Product&);
+  void (*gradient)(const Bfloat16Gradient&);
+};
+
 // A run of n pixels of one channel: the unit of the pointwise tier. Pointers that an option does not use are null.
 template <class S>
 struct CellRun {
@@ -173,6 +212,7 @@ struct KernelTable {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Bfloat16Kernels plain_tiles, amx_tiles;  // amx_tiles: null where there is no such processor
 
   template <class S>
   const Kernels<S>& get() const {

@@ -54,3 +54,5 @@ void expect_no_capture(const std::string& argument, const Launch& launch) {
 
 // Emulated, the host could read the arrays; it does not, so that the tests meet what a GPU meets.
 fusecell::backend::Traits fusecell::backend::traits() { return {false, true, false}; }
+
+std::string fusecell::backend::bfloat16_obstacle() { return "arrays that CUDA's kernels compute on"; }

@@ -5,6 +5,7 @@
 // for.
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cell/activation.h"
@@ -31,6 +32,9 @@ struct Traits {
   bool host_memory, half_precision, winograd;
 };
 Traits traits();
+
+// What keeps convolutions from products of bfloat16; empty: nothing. Asks the system for the registers that they take.
+std::string bfloat16_obstacle();
 
 int64_t conv2d_forward_scratch(const Conv2dForward& args, const Conv2dShape& shape, int workers);
 int64_t conv2d_backward_scratch(const Conv2dForward& args, const Conv2dShape& shape, int workers);

@@ -39,7 +39,7 @@ struct ConvLstmShape {
   int64_t steps, batch, channels;
   ConvolutionShape input, recurrent;  // both with out_channels = 4C and out = (H, W)
   CellShape cell;
-  bool winograd = false;  // the algorithm that the options came to, of both convolutions
+  Algorithm algorithm = Algorithm::direct;  // that the options came to, of both convolutions
 
   int64_t pixels() const { return input.out_pixels(); }
   int64_t state_size() const { return batch * channels * pixels(); }

@@ -9,12 +9,26 @@
 
 namespace fusecell {
 
+enum class Algorithm { direct, winograd, bfloat16 };
+
+inline const char* algorithm_name(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::direct:
+      return "direct";
+    case Algorithm::winograd:
+      return "winograd";
+    case Algorithm::bfloat16:
+      break;
+  }
+  return "bfloat16";
+}
+
 struct ConvolutionOptions {
   int64_t stride[2] = {1, 1};
   int64_t dilation[2] = {1, 1};
   std::string padding = "same";          // "same", "valid" or "explicit"
   int64_t pad[2][2] = {{0, 0}, {0, 0}};  // [h, w][low, high], read when padding is "explicit"
-  std::string algorithm = "auto";        // "auto", "direct" or "winograd"; a ConvLSTM's: of the state's convolution too
+  std::string algorithm = "auto";        // or an Algorithm's name; a ConvLSTM's: of the state's convolution too
 };
 
 struct ConvolutionShape {
@@ -26,6 +40,13 @@ struct ConvolutionShape {
   int64_t in_pixels() const { return in[0] * in[1]; }
   int64_t out_pixels() const { return out[0] * out[1]; }
 };
+
+// What keeps an algorithm that knows neither stride nor dilation from computing this; empty: nothing.
+inline std::string step_obstacle(const ConvolutionShape& conv) {
+  if (conv.stride[0] != 1 || conv.stride[1] != 1) return "stride " + to_string({conv.stride[0], conv.stride[1]});
+  if (conv.dilation[0] == 1 && conv.dilation[1] == 1) return "";
+  return "dilation " + to_string({conv.dilation[0], conv.dilation[1]});
+}
 
 struct Conv2dForward {
   Tensor x, weight, bias;  // [B, I, H, W], [O, I, kh, kw], [O] or absent
@@ -42,7 +63,7 @@ struct Conv2dShape {
   DType dtype;
   int64_t batch;
   ConvolutionShape conv;
-  bool winograd = false;  // the algorithm that the options came to
+  Algorithm algorithm = Algorithm::direct;  // that the options came to
 };
 
 }  // namespace fusecell

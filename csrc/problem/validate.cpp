@@ -239,15 +239,34 @@ void expect_moderate(const ConvolutionOptions& options) {  // with kLargestExten
   }
 }
 
-// Whether Winograd's algorithm computes the convolutions: as the caller says, or by `auto_takes_it`.
-bool choose_winograd(const std::string& algorithm, std::initializer_list<const ConvolutionShape*> convolutions,
-                     bool auto_takes_it) {
-  if (algorithm == "direct") return false;
+// What keeps the convolutions from products of bfloat16; empty: nothing.
+std::string bfloat16_obstacle(DType dtype, std::initializer_list<const ConvolutionShape*> convolutions) {
+  for (const ConvolutionShape* conv : convolutions) {
+    if (const std::string obstacle = step_obstacle(*conv); !obstacle.empty()) return obstacle;
+  }
+  if (dtype != DType::float32) return std::string(dtype_name(dtype)) + " arrays";
+  return backend::bfloat16_obstacle();
+}
+
+// The algorithm that computes the convolutions: as the caller names it, or, of float32, Winograd's where it `pays`.
+Algorithm choose_algorithm(const std::string& algorithm, DType dtype,
+                           std::initializer_list<const ConvolutionShape*> convolutions, bool winograd_pays) {
+  if (algorithm == "direct") return Algorithm::direct;
+  if (algorithm == "bfloat16") {
+    const std::string obstacle = bfloat16_obstacle(dtype, convolutions);
+    if (obstacle.empty()) return Algorithm::bfloat16;
+    value_error("algorithm",
+                "\"auto\" or \"direct\" (bfloat16 takes float32 arrays, stride 1 and dilation 1, on a processor with "
+                "AMX-BF16)",
+                "\"bfloat16\" with " + obstacle);
+  }
   const std::string obstacle =
       backend::traits().winograd ? winograd_obstacle(convolutions) : "arrays that CUDA's kernels compute on";
-  if (algorithm == "auto") return obstacle.empty() && auto_takes_it;
+  if (algorithm == "auto") {
+    return obstacle.empty() && dtype == DType::float32 && winograd_pays ? Algorithm::winograd : Algorithm::direct;
+  }
   if (algorithm != "winograd") {
-    value_error("algorithm", "\"auto\", \"direct\" or \"winograd\"", "\"" + algorithm + "\"");
+    value_error("algorithm", "\"auto\", \"direct\", \"winograd\" or \"bfloat16\"", "\"" + algorithm + "\"");
   }
   if (!obstacle.empty()) {
     value_error("algorithm",
@@ -255,7 +274,7 @@ bool choose_winograd(const std::string& algorithm, std::initializer_list<const C
                 "stride 1 and dilation 1, on the CPU)",
                 "\"winograd\" with " + obstacle);
   }
-  return true;
+  return Algorithm::winograd;
 }
 
 // ----------------------------------------------------------------------------------------------------------- cell
@@ -377,8 +396,7 @@ Conv2dShape validate(const Conv2dForward& args, Stage stage) {
   expect_shape("weight", args.weight, {w[0], args.x.shape[1], w[2], w[3]});
   expect_moderate(args.options);
   Conv2dShape shape = {dtype, args.x.shape[0], convolution_shape(args.options, "x", &args.x.shape[2], args.weight)};
-  shape.winograd =
-      choose_winograd(args.options.algorithm, {&shape.conv}, dtype == DType::float32 && winograd_pays(shape));
+  shape.algorithm = choose_algorithm(args.options.algorithm, dtype, {&shape.conv}, winograd_pays(shape));
   checked_product("y", {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]});
   expect("bias", args.bias, dtype, {w[0]}, Need::optional);
   expect("y", args.y, dtype, {shape.batch, w[0], shape.conv.out[0], shape.conv.out[1]}, required_at_run(stage));
@@ -465,8 +483,8 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
   shape.channels = w[0] / 4;
   shape.input = convolution_shape(args.options.input, "x", &args.x.shape[3], args.weight_ih);
   shape.recurrent = convolution_shape(ConvolutionOptions{}, "h_0", shape.input.out, args.weight_hh);
-  shape.winograd = choose_winograd(args.options.input.algorithm, {&shape.input, &shape.recurrent},
-                                   dtype == DType::float32 && winograd_pays(shape));
+  shape.algorithm =
+      choose_algorithm(args.options.input.algorithm, dtype, {&shape.input, &shape.recurrent}, winograd_pays(shape));
   shape.cell = validate_cell(args.options.cell);
   if (args.options.truncation < 0) {
     value_error("truncation", "0 (none) or a number of steps", std::to_string(args.options.truncation));

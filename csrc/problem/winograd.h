@@ -17,10 +17,7 @@ inline std::string winograd_obstacle(std::initializer_list<const ConvolutionShap
   std::string kernels;
   bool alike = size == 3 || size == 5;
   for (const ConvolutionShape* conv : convolutions) {
-    if (conv->stride[0] != 1 || conv->stride[1] != 1) return "stride " + to_string({conv->stride[0], conv->stride[1]});
-    if (conv->dilation[0] != 1 || conv->dilation[1] != 1) {
-      return "dilation " + to_string({conv->dilation[0], conv->dilation[1]});
-    }
+    if (const std::string obstacle = step_obstacle(*conv); !obstacle.empty()) return obstacle;
     alike = alike && conv->kernel[0] == size && conv->kernel[1] == size;
     kernels +=
         (kernels.empty() ? "" : " and ") + std::to_string(conv->kernel[0]) + "x" + std::to_string(conv->kernel[1]);

@@ -149,6 +149,11 @@ def version() -> str:
     return str(_cpu.build_info()["version"])
 
 
+def amx() -> str:
+    """Whether convolutions can be products of bfloat16: "usable", "emulated", "refused" by the system, or "absent"."""
+    return _cpu.amx()
+
+
 def build_info() -> dict[str, Any]:
     """What was built and what this machine uses of it: version, compiler, instruction sets, default threads."""
     return dict(_cpu.build_info())

@@ -77,6 +77,14 @@ def _torch_line() -> str:
         return "not installed: fusecell.torch needs it"
 
 
+_AMX = {
+    "usable": 'for algorithm="bfloat16", where it is asked for',
+    "emulated": 'emulated for tests (FUSECELL_EMULATE_AMX): algorithm="bfloat16" is slow',
+    "refused": 'this machine has it, but its system refuses the registers: no algorithm="bfloat16"',
+    "absent": 'this machine lacks it: no algorithm="bfloat16"',
+}
+
+
 def report() -> list[tuple[str, str]]:
     """(name, value) pairs, in the order in which they are printed."""
     build = _dispatch.build_info()
@@ -90,6 +98,7 @@ def report() -> list[tuple[str, str]]:
         ("CPU kernels", f"{build['isa']}" + (" (FUSECELL_ISA)" if forced else " (the best of this machine)")),
         ("  built", isas + (f"; this machine lacks {', '.join(unusable)}" if unusable else "")),
         ("  algorithm", "direct"),
+        ("  AMX", _AMX[_dispatch.amx()]),
         ("threads", f"{fusecell.get_num_threads()} (default {build['default_num_threads']}: affinity and quota)"),
         ("PyTorch", _torch_line()),
         ("poison mode", "on (FUSECELL_POISON)" if _dispatch.POISON else "off"),

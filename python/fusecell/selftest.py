@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from fusecell import _dispatch, ops, reference
-from fusecell._cases import ACTIVATIONS, CASES, TOLERANCE, WINOGRAD_CASES, Case, largest_error, run_case, upstream_of
+from fusecell._cases import (
+    ACTIVATIONS,
+    BFLOAT16_CASES,
+    CASES,
+    TOLERANCE,
+    WINOGRAD_CASES,
+    Case,
+    largest_error,
+    run_case,
+    upstream_of,
+)
 
 
 class Emulated:
@@ -137,10 +147,13 @@ def rows(names: Collection[str]) -> Iterator[Row]:
     others = {"activation": _error_of_activations, "softmax": _error_of_softmax, "clipping": _error_of_clipping}
     for backend in names:
         table = {op: [case for case in CASES if case.op == op] for op in ("conv_lstm", "lstm_gates", "conv2d")}
-        if backend == "cpu":  # which alone knows the algorithm
+        if backend == "cpu":  # which alone knows these algorithms
             table["winograd"] = list(WINOGRAD_CASES)
+            table["bfloat16"] = list(BFLOAT16_CASES) if _dispatch.amx() in ("usable", "emulated") else []
         for dtype in ("float64", "float32"):
             for op, cases in table.items():
+                if not cases or dtype not in TOLERANCE[cases[0].algorithm]:
+                    continue
                 error = max(_error_of_case(backend, case, dtype) for case in cases)
                 yield op, backend, dtype, len(cases), error, TOLERANCE[cases[0].algorithm][dtype].gradients
             for op, error_of in others.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import fusecell.torch as ft  # noqa: E402
 from fusecell import ops, weights  # noqa: E402
+from fusecell._typing import Algorithm  # noqa: E402
 from fusecell.torch import _conv_lstm, _lstm_gates, _memory, _operation, _options, plain  # noqa: E402
 
 T, B, I, C, H, W = 3, 2, 2, 3, 4, 5
@@ -787,7 +789,7 @@ WAYS = {
 
 @pytest.mark.parametrize(
     ("way", "algorithm"),
-    [(w, a) for w in WAYS for a in ("auto", "direct", "winograd") if (w, a) != ("convert", "winograd")],
+    [(w, a) for w in WAYS for a in get_args(Algorithm) if w != "convert" or a in ("auto", "direct")],
 )
 def test_the_algorithm_reaches_the_core_forward_and_backward(way, algorithm, monkeypatch):
     seen = {}

@@ -21,8 +21,8 @@ def pair(name: str, value: Any) -> tuple[int, int]:
 
 def convolution(stride: Any, dilation: Any, padding: Any, algorithm: Any) -> Options:
     """How the input is convolved, and by which algorithm the state is, too. Raises TypeError, ValueError."""
-    if algorithm not in ("auto", "direct", "winograd"):
-        raise ValueError(f'algorithm: expected "auto", "direct" or "winograd", got {algorithm!r}')
+    if algorithm not in ("auto", "direct", "winograd", "bfloat16"):
+        raise ValueError(f'algorithm: expected "auto", "direct", "winograd" or "bfloat16", got {algorithm!r}')
     options: Options = {
         "stride": pair("stride", stride), "dilation": pair("dilation", dilation), "algorithm": algorithm
     }  # fmt: skip
