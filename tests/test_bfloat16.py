@@ -101,6 +101,19 @@ def test_errors_are_those_of_two_rounded_factors(shape: Any, rng: np.random.Gene
         assert error.max() > EXACT * abs(expected[name]).max(), "something is rounded"
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [(0, 0), (3, 16)])
+def test_what_is_not_finite_stays_where_it_is_read(bad: float, at: tuple[int, int], rng: np.random.Generator) -> None:
+    x, weight = rng.standard_normal((2, 3, 4, 17)), rng.standard_normal((5, 3, 3, 2))
+    x[(0, 1, *at)] = bad
+    y, expected = convolved(x.astype(np.float32), weight.astype(np.float32)), reference.conv2d_forward(x, weight)
+    assert np.array_equal(np.isfinite(y), np.isfinite(expected))
+    dy = np.ones(y.shape, np.float32)
+    got = ops.conv2d_backward(dy, x.astype(np.float32), weight.astype(np.float32), algorithm="bfloat16")
+    assert np.isfinite(got["x"]).all()
+    assert np.isfinite(got["weight"][:, [0, 2]]).all(), "the weights of other channels"
+
+
 def test_gates_and_states_are_not_rounded(rng: np.random.Generator) -> None:
     """A step of numbers that bfloat16 holds has float32's errors: z, its bias, the gates and c are float32."""
     x, h = rounded(rng.standard_normal((1, 2, 5, 6, 18))), rounded(rng.uniform(-0.9, 0.9, (2, 3, 6, 18)))

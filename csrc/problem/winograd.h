@@ -25,9 +25,9 @@ inline std::string winograd_obstacle(std::initializer_list<const ConvolutionShap
   return alike ? "" : "kernels " + kernels;
 }
 
-// Whether "auto" takes it where it can be had. Below some channels, and some tiles to fill a vector with, the transforms
-// cost more than the products that they save (measured, an EPYC 9005 with AVX-512). T and B have no say: a step has the
-// bits of a sequence of one, and a sample those it has in any batch.
+// Whether "auto" takes it where it can be had. Below some channels, and some tiles to fill a vector with, the
+// transforms cost more than the products that they save (measured, an EPYC 9005 with AVX-512). T and B have no say: a
+// step has the bits of a sequence of one, and a sample those it has in any batch.
 inline bool winograd_pays(const ConvolutionShape& conv, int64_t channels) {
   const int64_t tile = conv.kernel[0] == 3 ? 4 : 2;
   return channels >= 8 && ((conv.out[0] + tile - 1) / tile) * ((conv.out[1] + tile - 1) / tile) >= 16;
