@@ -85,11 +85,11 @@ struct WinogradProduct {
   bool accumulate;
 };
 
-// At one place, out[k][m] += sum over tiles q of patches[k][q] * gradients[q][m], for at most 3 vectors of m.
+// At one place, out[k][m] += sum over tiles q of patches[k][q] * gradients[q][m], for one or two vectors of m.
 template <class S>
 struct WinogradGradient {
   const S* patches;    // [blocks][count][kWinogradTiles], blocks `patches_block` apart
-  const S* gradients;  // [blocks][groups][kWinogradTiles][lanes]
+  const S* gradients;  // [groups][blocks][kWinogradTiles][lanes]
   int64_t patches_block, gradients_block, gradients_group, tiles, count, groups;
   S* out;
   int64_t out_pitch;

@@ -54,6 +54,11 @@ std::atomic<int64_t> parallel_regions{0}, most_workers{0};
 // 9005) before it goes to sleep: the regions of one training step follow each other faster than a sleeper wakes.
 constexpr int kSpins = 1000;
 
+// While a region is at work its threads look out so long (a millisecond) for each other, and for the next region: the
+// chunks of one are not of one length, and to wake a thread of a virtual machine's idle core can take longer than the
+// next region (measured: a backward pass on two threads then takes as long as on one).
+constexpr int kSpinsAtWork = 50 * kSpins;
+
 // Nanoseconds of one core's work from which a region is shared with helpers that are awake, and from which it wakes
 // sleepers. When every region woke them, steps of 80 to 170 microseconds took 1.4 to 1.5 times as long with 2 threads.
 constexpr int64_t kWorthSharing = 4'000, kWorthWaking = 80'000;
@@ -96,6 +101,7 @@ class Pool {
       if (!may_wake && looking_out_ == 0) return false;
       if (may_wake) start_helpers(job.workers - 1);
       jobs_.push_back(&job);
+      at_work_.fetch_add(1, std::memory_order_relaxed);
       posted_.fetch_add(1, std::memory_order_release);
       if (may_wake) sleepers = std::min(sleeping_, job.workers - 1);
     }
@@ -105,16 +111,26 @@ class Pool {
       const std::lock_guard lock(mutex_);
       jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));  // nobody joins from here on
     }
-    const int patience = spins();
+    const int patience = may_spin() ? kSpinsAtWork : 0;
     for (int i = 0; i < patience && job.running.load(std::memory_order_acquire) > 0; ++i) pause();
     std::unique_lock lock(mutex_);
     done_.wait(lock, [&job] { return job.running.load(std::memory_order_acquire) == 0; });
+    at_work_.fetch_sub(1, std::memory_order_relaxed);
     return true;
   }
 
  private:
   // With more threads than cores, whoever spins keeps somebody else from working.
-  static int spins() { return num_threads() <= default_threads ? kSpins : 0; }
+  static bool may_spin() { return num_threads() <= default_threads; }
+
+  // For the next region; the time in which none is at work counts in full.
+  void look_out(uint64_t seen) const {
+    const auto posted = [this] { return posted_.load(std::memory_order_acquire); };
+    for (int i = 0, idle = 0; may_spin() && i < kSpinsAtWork && idle < kSpins && posted() == seen; ++i) {
+      if (at_work_.load(std::memory_order_relaxed) == 0) ++idle;
+      pause();
+    }
+  }
 
   void start_helpers(int wanted) {
     try {
@@ -137,8 +153,7 @@ class Pool {
       if (Job* job = open_job()) return job;
       ++looking_out_;
       lock.unlock();
-      const int patience = spins();
-      for (int i = 0; i < patience && posted_.load(std::memory_order_acquire) == seen; ++i) pause();
+      look_out(seen);
       lock.lock();
       --looking_out_;
       if (posted_.load(std::memory_order_relaxed) != seen) continue;
@@ -165,6 +180,7 @@ class Pool {
   std::condition_variable wake_, done_;
   std::deque<Job*> jobs_;
   std::atomic<uint64_t> posted_{0};  // jobs so far; written under the mutex
+  std::atomic<int> at_work_{0};      // jobs that are not done
   int sleeping_ = 0, looking_out_ = 0, threads_ = 0;
 };
 

@@ -245,15 +245,17 @@ class WinogradProducts {
 };
 
 // ------------------------------------------------------------------------------------------- gradients of the weights
-// A chunk of tiles at a time: its patches, [blocks][36][channels][48], and its transformed gradient,
-// [blocks][groups][36][48][lanes], fit a part of the third-level cache; the sum over them stays in registers.
+// A chunk of tiles at a time: its patches, [blocks][36][channels][48], are shared; the gradient of some channels,
+// [groups][blocks][36][48][lanes], is transformed by the one who multiplies it and stays in that core's second-level
+// cache (measured: transformed by others, it takes two threads longer than one). The sum over a chunk's tiles stays in
+// registers.
 template <class S>
 class WinogradWeightGradients {
  public:
   WinogradWeightGradients(const WinogradTiles& tiles, int64_t rows, int64_t count)
       : tiles_(tiles), rows_(rows), count_(count), patches_{nullptr, count} {
-    constexpr int64_t kMostBytes = 3 << 20;
-    const int64_t of_block = (patches_.block() + groups() * group()) * static_cast<int64_t>(sizeof(S));
+    constexpr int64_t kMostBytes = 700 << 10;
+    const int64_t of_block = kGroups * group() * static_cast<int64_t>(sizeof(S));
     const int64_t blocks = ceil_div(tiles.total(), kWinogradTiles);
     chunk_ = std::clamp<int64_t>(kMostBytes / of_block, 1, std::max<int64_t>(blocks, 1));
   }
@@ -261,17 +263,18 @@ class WinogradWeightGradients {
   void take(Arena& arena) {
     sums_ = arena.take<S>(kWinogradPlaces * frequency());
     patches_.data = arena.take<S>(checked_product("scratch", {chunk_, patches_.block()}));
-    gradients_ = arena.take<S>(checked_product("scratch", {chunk_, groups(), group()}));
   }
+  // Memory of a worker.
+  int64_t scratch_size() const { return kGroups * chunk_ * group(); }
 
   void clear() { std::fill_n(sums_, kWinogradPlaces * frequency(), S(0)); }
 
-  void add(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active,
-           int workers) const {
+  void add(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active, int workers,
+           S* scratch, int64_t scratch_stride) const {
     for (int64_t first = 0; first < tiles_.total(); first += chunk_ * kWinogradTiles) {
       const int64_t last = std::min(first + chunk_ * kWinogradTiles, tiles_.total());
-      transform(sources, dz, active, first, last, workers);
-      add_products(last - first, workers);
+      transform_patches(sources, active, first, last, workers);
+      add_products(dz, active, first, last, workers, scratch, scratch_stride);
     }
   }
 
@@ -285,79 +288,85 @@ class WinogradWeightGradients {
   }
 
  private:
+  static constexpr int64_t kGroups = 2;  // of a task; a group's channels fill a vector
+
   const WinogradKernels<S>& kernels() const { return kernels_.winograd[tiles_.size == 4 ? 0 : 1]; }
   int64_t groups() const { return ceil_div(rows_, kernels_.lanes); }
   int64_t group() const { return kWinogradPlaces * kWinogradTiles * kernels_.lanes; }
   int64_t pitch() const { return groups() * kernels_.lanes; }
   int64_t frequency() const { return count_ * pitch() + 16; }
 
-  // Tiles first to last - 1. In each block, tasks are some channels of the patches each, then a group of the
-  // gradient's.
-  void transform(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active,
-                 int64_t first, int64_t last, int workers) const {
-    int64_t of_patches = 0;
-    for (const Planes<S>& planes : sources) of_patches += ceil_div(planes.channels, kTogether);
-    const int64_t tasks = of_patches + groups();
-    const int64_t work = work::copies(kWinogradPlaces * (last - first) * (count_ + rows_));
-    parallel_for(ceil_div(last - first, kWinogradTiles) * tasks, workers, work, [&](int64_t task, int) {
-      const int64_t block = task / tasks, begin = first + block * kWinogradTiles, of_block = task % tasks;
-      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) {
-        const bool is_active = active[static_cast<size_t>(run.b)];
-        if (of_block < of_patches) {
-          transform_patches(sources, of_block, run, is_active, block);
-        } else {
-          transform_gradient(dz, of_block - of_patches, run, is_active, block);
+  // f(run, block) for the runs of tiles first to last - 1, block by block.
+  template <class F>
+  void each_run_of_chunk(int64_t first, int64_t last, F&& f) const {
+    for (int64_t begin = first; begin < last; begin += kWinogradTiles) {
+      const int64_t block = (begin - first) / kWinogradTiles;
+      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) { f(run, block); });
+    }
+  }
+
+  // Tasks are some channels of a source each. The sum goes over all tiles, so those of an inactive sample are zero.
+  void transform_patches(const std::vector<Planes<S>>& sources, const std::vector<uint8_t>& active, int64_t first,
+                         int64_t last, int workers) const {
+    int64_t tasks = 0;
+    for (const Planes<S>& planes : sources) tasks += ceil_div(planes.channels, kTogether);
+    const int64_t work = work::copies(kWinogradPlaces * (last - first) * count_);
+    parallel_for(tasks, workers, work, [&](int64_t task, int) {
+      int64_t at = 0;
+      size_t source = 0;
+      for (; task >= ceil_div(sources[source].channels, kTogether); ++source) {
+        task -= ceil_div(sources[source].channels, kTogether);
+        at += sources[source].channels;
+      }
+      const int64_t k = task * kTogether, end = std::min(k + kTogether, sources[source].channels);
+      each_run_of_chunk(first, last, [&](const TileRun& run, int64_t block) {
+        S* to = patches_.at(block, at + k, run.q);
+        if (active[static_cast<size_t>(run.b)]) {
+          transform_run(kernels().patches, tiles_.size, run, sources[source], k, end, kWinogradTiles - run.q, to,
+                        patches_.frequency());
+          return;
+        }
+        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+          for (int64_t i = 0; i < end - k; ++i) {
+            std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.rows * run.count, S(0));
+          }
         }
       });
     });
   }
 
-  // The sum goes over all tiles, so those of an inactive sample are zero.
-  void transform_patches(const std::vector<Planes<S>>& sources, int64_t task, const TileRun& run, bool is_active,
-                         int64_t block) const {
-    int64_t at = 0;
-    size_t source = 0;
-    for (; task >= ceil_div(sources[source].channels, kTogether); ++source) {
-      task -= ceil_div(sources[source].channels, kTogether);
-      at += sources[source].channels;
-    }
-    const int64_t k = task * kTogether, end = std::min(k + kTogether, sources[source].channels);
-    S* to = patches_.at(block, at + k, run.q);
-    if (is_active) {
-      transform_run(kernels().patches, tiles_.size, run, sources[source], k, end, kWinogradTiles - run.q, to,
-                    patches_.frequency());
-      return;
-    }
-    for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-      for (int64_t i = 0; i < end - k; ++i) {
-        std::fill_n(to + place * patches_.frequency() + i * kWinogradTiles, run.rows * run.count, S(0));
-      }
-    }
-  }
-
-  void transform_gradient(const Planes<S>& dz, int64_t of_groups, const TileRun& run, bool is_active,
-                          int64_t block) const {
+  void transform_gradient(const Planes<S>& dz, const std::vector<uint8_t>& active, int64_t first, int64_t last,
+                          int64_t of_groups, S* gradients) const {
     const int64_t lanes = kernels_.lanes, m = of_groups * lanes;
-    S* to = gradients_ + (block * groups() + of_groups) * group() + run.q * lanes;
-    if (is_active) {
-      transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
-                    kWinogradTiles * lanes);
-      return;
-    }
-    for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-      std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
-    }
+    each_run_of_chunk(first, last, [&](const TileRun& run, int64_t block) {
+      S* to = gradients + block * group() + run.q * lanes;
+      if (active[static_cast<size_t>(run.b)]) {
+        transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
+                      kWinogradTiles * lanes);
+        return;
+      }
+      for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+        std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
+      }
+    });
   }
 
-  void add_products(int64_t tiles, int workers) const {
-    const int64_t tasks = ceil_div(groups(), 3);  // of 2 or 3 vectors, but for very few rows
-    parallel_for(kWinogradPlaces * tasks, workers, work_of(tiles, rows_, count_), [&](int64_t task, int) {
-      const int64_t place = task / tasks, first = task % tasks * groups() / tasks;
-      const int64_t last = (task % tasks + 1) * groups() / tasks;
-      kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
-                                  gradients_ + first * group() + place * kWinogradTiles * kernels_.lanes,
-                                  patches_.block(), groups() * group(), group(), tiles, count_, last - first,
-                                  sums_ + place * frequency() + first * kernels_.lanes, pitch()});
+  // Tasks are two groups of channels each; for many workers, a part of their places.
+  void add_products(const Planes<S>& dz, const std::vector<uint8_t>& active, int64_t first, int64_t last, int workers,
+                    S* scratch, int64_t scratch_stride) const {
+    const int64_t pairs = ceil_div(groups(), kGroups), parts = std::clamp<int64_t>(workers / pairs, 1, 4);
+    parallel_for(pairs * parts, workers, work_of(last - first, rows_, count_), [&](int64_t task, int worker) {
+      const int64_t g0 = task / parts * kGroups, g1 = std::min(g0 + kGroups, groups()), part = task % parts;
+      S* gradients = scratch + worker * scratch_stride;
+      for (int64_t g = g0; g < g1; ++g) {
+        transform_gradient(dz, active, first, last, g, gradients + (g - g0) * chunk_ * group());
+      }
+      for (int64_t place = part * kWinogradPlaces / parts; place < (part + 1) * kWinogradPlaces / parts; ++place) {
+        kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
+                                    gradients + place * kWinogradTiles * kernels_.lanes, patches_.block(), group(),
+                                    chunk_ * group(), last - first, count_, g1 - g0,
+                                    sums_ + place * frequency() + g0 * kernels_.lanes, pitch()});
+      }
     });
   }
 
@@ -366,7 +375,7 @@ class WinogradWeightGradients {
   const int64_t rows_, count_;
   Places<S> patches_;
   int64_t chunk_;  // in blocks
-  S *gradients_ = nullptr, *sums_ = nullptr;
+  S* sums_ = nullptr;
 };
 
 // --------------------------------------------------------------------------------------------------------- all of it
@@ -403,7 +412,10 @@ class WinogradConvolutions final : public Convolutions<S> {
       outputs_.take(arena);
       scratch_ = std::max(scratch_, outputs_.scratch_size(set.interleave));
     }
-    if (wanted.any_weight_gradient()) weight_gradients_.take(arena);
+    if (wanted.any_weight_gradient()) {
+      weight_gradients_.take(arena);
+      scratch_ = std::max(scratch_, weight_gradients_.scratch_size());
+    }
     if (wanted.gradient) dz_ = arena.take<S>(checked_product("scratch", {set.batch, gradient_.image()}));
     of_workers_ = arena.take<S>(scratch_ * workers);
   }
@@ -447,7 +459,8 @@ class WinogradConvolutions final : public Convolutions<S> {
 
   void add_weight_gradients(const Active& active) override {
     if (!wanted_.any_weight_gradient()) return;
-    weight_gradients_.add(sources(), planes_of<S>(gradient_, dz_, gradient_.pad_low), active, workers_);
+    weight_gradients_.add(sources(), planes_of<S>(gradient_, dz_, gradient_.pad_low), active, workers_, of_workers_,
+                          scratch_);
   }
 
   void input_gradients(const Active& active, const InputGradientTarget<S> (&targets)[2]) override {

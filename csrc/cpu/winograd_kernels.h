@@ -540,14 +540,8 @@ template <class S, int kRows>
 void gradient_rows(const WinogradGradient<S>& run, int64_t k) {
   const S *patches = run.patches + k * kWinogradTiles, *gradients = run.gradients;
   S* out = run.out + k * run.out_pitch;
-  switch (run.groups) {
-    case 1:
-      return gradient_tile<S, kRows, 1>(run, patches, gradients, out);
-    case 2:
-      return gradient_tile<S, kRows, 2>(run, patches, gradients, out);
-    default:
-      return gradient_tile<S, kRows, 3>(run, patches, gradients, out);
-  }
+  if (run.groups == 1) return gradient_tile<S, kRows, 1>(run, patches, gradients, out);
+  gradient_tile<S, kRows, 2>(run, patches, gradients, out);
 }
 
 template <class S>
