@@ -725,7 +725,7 @@ BAD = {
     "padding": (lambda m: ft.ConvLSTM2d(2, 3, 3, padding="full")(X), 'padding: expected "same", "valid" or numbers'),
     "algorithm": (
         lambda m: ft.ConvLSTM2d(2, 3, 3, algorithm="fast")(X),
-        'algorithm: expected "auto", "direct" or "win',
+        'algorithm: expected "auto", "direct", "winograd" or',
     ),
     "winograd": (lambda m: ft.ConvLSTM2d(2, 3, 7, algorithm="winograd")(X), 'got "winograd" with kernels 7x7 and 7x7'),
     "algorithm of a model": (lambda m: ft.convert(m, algorithm="winograd"), 'algorithm: expected "auto" or "direct"'),
