@@ -55,6 +55,8 @@ def by_winograd(draw: Any) -> Case:
     side = draw(st.sampled_from([3, 5]))
     kernels = {name: (side, side) for name in ("k", "kh") if name in case.shape}
     options = {name: value for name, value in case.options.items() if name not in ("stride", "dilation")}
+    if case.op == "conv_lstm":  # no kinks: where z is 0 but for rounding, the reference's derivative is another's
+        options |= {"recurrent_activation": "sigmoid", "activation": draw(st.sampled_from(["tanh", "identity"]))}
     return Case(case.op, "drawn", case.shape | kernels, options | {"algorithm": "winograd"})
 
 

@@ -100,43 +100,52 @@ struct BackwardStep {
   bool detach = false;                             // the states before the step get no gradient
 };
 
-// The gradients of bias and peepholes over all the steps. A task owns its channel and pixels and walks the batch in
-// order; sums over pixels are kept per task and added up at the end, so the order never depends on the threads.
+// The gradients of bias and peepholes over all the steps. A task owns its sample, channel and pixels, or walks the
+// batch in order; sums over pixels are kept per task and added up at the end, so the order never depends on the
+// threads.
 template <class S>
 class CellGradients {
  public:
   static constexpr int64_t kBlock = 8 * kCellRun;  // pixels of a task
 
-  CellGradients(const Cell<S>& cell, const Tensor& dbias, const Tensor& dpeephole, Arena& arena)
-      : cell_(cell), blocks_((cell.pixels + kBlock - 1) / kBlock), dbias_(dbias), dpeephole_(dpeephole) {
-    partial_ = arena.take<double>(cell.channels * blocks_ * 7);
+  // samples: those of a step, at most.
+  CellGradients(const Cell<S>& cell, int64_t samples, const Tensor& dbias, const Tensor& dpeephole, Arena& arena)
+      : cell_(cell),
+        samples_(samples),
+        blocks_((cell.pixels + kBlock - 1) / kBlock),
+        walks_batch_((dbias.present && cell.bias.per_pixel) || (dpeephole.present && cell.peephole.per_pixel)),
+        dbias_(dbias),
+        dpeephole_(dpeephole) {
+    partial_ = arena.take<double>(partials());
   }
 
   void clear() {
-    std::fill(partial_, partial_ + cell_.channels * blocks_ * 7, 0.0);
+    std::fill_n(partial_, partials(), 0.0);
     if (dbias_.present) std::fill(dbias_.as<S>(), dbias_.as<S>() + dbias_.size(), S(0));
     if (dpeephole_.present) std::fill(dpeephole_.as<S>(), dpeephole_.as<S>() + dpeephole_.size(), S(0));
   }
 
   void step(const Kernels<S>& kernels, const BackwardStep<S>& step, int workers) {
-    const int64_t planes = static_cast<int64_t>(step.active.size()) * cell_.channels;
-    parallel_for(cell_.channels * blocks_, workers, work::gates(planes * cell_.pixels), [&](int64_t task, int) {
-      const int64_t channel = task / blocks_, first = task % blocks_ * kBlock;
-      const int64_t end = std::min(first + kBlock, cell_.pixels);
-      for (size_t b = 0; b < step.active.size(); ++b) {
-        if (!step.active[b]) continue;
-        for (int64_t p = first; p < end; p += kCellRun) {
-          run(kernels, step, static_cast<int64_t>(b), channel, p, std::min(kCellRun, end - p), partial_ + task * 7);
-        }
-      }
-    });
+    const int64_t batch = static_cast<int64_t>(step.active.size()), tasks = cell_.channels * blocks_;
+    const int64_t work = work::gates(batch * cell_.channels * cell_.pixels);
+    if (walks_batch_) {
+      parallel_for(tasks, workers, work, [&](int64_t task, int) {
+        for (int64_t b = 0; b < batch; ++b) run_task(kernels, step, b, task);
+      });
+    } else {
+      parallel_for(batch * tasks, workers, work,
+                   [&](int64_t task, int) { run_task(kernels, step, task / tasks, task % tasks); });
+    }
   }
 
   void finish() {
     for (int64_t channel = 0; channel < cell_.channels; ++channel) {
       for (int64_t k = 0; k < 7; ++k) {
         double total = 0;
-        for (int64_t block = 0; block < blocks_; ++block) total += partial_[(channel * blocks_ + block) * 7 + k];
+        for (int64_t i = 0; i < samples_ * blocks_; ++i) {
+          const int64_t b = i / blocks_, block = i % blocks_;
+          total += partial_[((b * cell_.channels + channel) * blocks_ + block) * 7 + k];
+        }
         const bool is_bias = k < 4;
         const Tensor& target = is_bias ? dbias_ : dpeephole_;
         const bool per_pixel = is_bias ? cell_.bias.per_pixel : cell_.peephole.per_pixel;
@@ -147,6 +156,18 @@ class CellGradients {
   }
 
  private:
+  int64_t partials() const { return samples_ * cell_.channels * blocks_ * 7; }
+
+  void run_task(const Kernels<S>& kernels, const BackwardStep<S>& step, int64_t b, int64_t task) const {
+    if (!step.active[static_cast<size_t>(b)]) return;
+    const int64_t channel = task / blocks_, first = task % blocks_ * kBlock;
+    const int64_t end = std::min(first + kBlock, cell_.pixels);
+    double* partial = partial_ + (b * cell_.channels * blocks_ + task) * 7;
+    for (int64_t p = first; p < end; p += kCellRun) {
+      run(kernels, step, b, channel, p, std::min(kCellRun, end - p), partial);
+    }
+  }
+
   void run(const Kernels<S>& kernels, const BackwardStep<S>& step, int64_t b, int64_t channel, int64_t p, int64_t n,
            double* partial) const {
     const int64_t C = cell_.channels, P = cell_.pixels;
@@ -186,9 +207,10 @@ class CellGradients {
   }
 
   const Cell<S> cell_;
-  int64_t blocks_;
+  int64_t samples_, blocks_;
+  bool walks_batch_;  // the gradient of a pixel sums over samples, in their order
   const Tensor &dbias_, &dpeephole_;
-  double* partial_;  // [C][blocks][4 of the bias, 3 of the peepholes]
+  double* partial_;  // [samples][C][blocks][4 of the bias, 3 of the peepholes]
 };
 
 }  // namespace fusecell::cpu

@@ -55,7 +55,7 @@ struct BackwardPlan {
       : group(group_of<S>(shape)),
         wanted(asked),
         convolutions(make_convolutions<S>(convolutions_of(group), wanted, arena, workers)),
-        cell_gradients(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena) {
+        cell_gradients(cell_of<S>(args, shape), group.batch, args.dbias, args.dpeephole, arena) {
     if (wanted.outputs) gates = arena.take<S>(4 * group.state_size());
     zeros = arena.take<S>(shape.channels * shape.pixels());
     carry_h = arena.take<S>(shape.state_size());

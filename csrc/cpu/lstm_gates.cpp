@@ -43,7 +43,7 @@ void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int work
 
 template <class S>
 CellGradients<S> gradients_of(const LstmGatesBackward& args, const LstmGatesShape& shape, Arena& arena) {
-  return CellGradients<S>(cell_of<S>(args, shape), args.dbias, args.dpeephole, arena);
+  return CellGradients<S>(cell_of<S>(args, shape), shape.batch, args.dbias, args.dpeephole, arena);
 }
 
 template <class S>

@@ -296,30 +296,23 @@ class WinogradWeightGradients {
   int64_t pitch() const { return groups() * kernels_.lanes; }
   int64_t frequency() const { return count_ * pitch() + 16; }
 
-  // f(run, block) for the runs of tiles first to last - 1, block by block.
-  template <class F>
-  void each_run_of_chunk(int64_t first, int64_t last, F&& f) const {
-    for (int64_t begin = first; begin < last; begin += kWinogradTiles) {
-      const int64_t block = (begin - first) / kWinogradTiles;
-      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) { f(run, block); });
-    }
-  }
-
-  // Tasks are some channels of a source each. The sum goes over all tiles, so those of an inactive sample are zero.
+  // Tasks are some channels of a source each, block by block. The sum goes over all tiles, so those of an inactive
+  // sample are zero.
   void transform_patches(const std::vector<Planes<S>>& sources, const std::vector<uint8_t>& active, int64_t first,
                          int64_t last, int workers) const {
-    int64_t tasks = 0;
-    for (const Planes<S>& planes : sources) tasks += ceil_div(planes.channels, kTogether);
+    int64_t of_block = 0;
+    for (const Planes<S>& planes : sources) of_block += ceil_div(planes.channels, kTogether);
     const int64_t work = work::copies(kWinogradPlaces * (last - first) * count_);
-    parallel_for(tasks, workers, work, [&](int64_t task, int) {
-      int64_t at = 0;
+    parallel_for(ceil_div(last - first, kWinogradTiles) * of_block, workers, work, [&](int64_t task, int) {
+      const int64_t block = task / of_block, begin = first + block * kWinogradTiles;
+      int64_t at = 0, slice = task % of_block;
       size_t source = 0;
-      for (; task >= ceil_div(sources[source].channels, kTogether); ++source) {
-        task -= ceil_div(sources[source].channels, kTogether);
+      for (; slice >= ceil_div(sources[source].channels, kTogether); ++source) {
+        slice -= ceil_div(sources[source].channels, kTogether);
         at += sources[source].channels;
       }
-      const int64_t k = task * kTogether, end = std::min(k + kTogether, sources[source].channels);
-      each_run_of_chunk(first, last, [&](const TileRun& run, int64_t block) {
+      const int64_t k = slice * kTogether, end = std::min(k + kTogether, sources[source].channels);
+      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) {
         S* to = patches_.at(block, at + k, run.q);
         if (active[static_cast<size_t>(run.b)]) {
           transform_run(kernels().patches, tiles_.size, run, sources[source], k, end, kWinogradTiles - run.q, to,
@@ -338,17 +331,19 @@ class WinogradWeightGradients {
   void transform_gradient(const Planes<S>& dz, const std::vector<uint8_t>& active, int64_t first, int64_t last,
                           int64_t of_groups, S* gradients) const {
     const int64_t lanes = kernels_.lanes, m = of_groups * lanes;
-    each_run_of_chunk(first, last, [&](const TileRun& run, int64_t block) {
-      S* to = gradients + block * group() + run.q * lanes;
-      if (active[static_cast<size_t>(run.b)]) {
-        transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
-                      kWinogradTiles * lanes);
-        return;
-      }
-      for (int64_t place = 0; place < kWinogradPlaces; ++place) {
-        std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
-      }
-    });
+    for (int64_t begin = first; begin < last; begin += kWinogradTiles, gradients += group()) {
+      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) {
+        S* to = gradients + run.q * lanes;
+        if (active[static_cast<size_t>(run.b)]) {
+          transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
+                        kWinogradTiles * lanes);
+          return;
+        }
+        for (int64_t place = 0; place < kWinogradPlaces; ++place) {
+          std::fill_n(to + place * kWinogradTiles * lanes, run.rows * run.count * lanes, S(0));
+        }
+      });
+    }
   }
 
   // Tasks are two groups of channels each; for many workers, a part of their places.

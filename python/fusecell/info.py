@@ -97,7 +97,7 @@ def report() -> list[tuple[str, str]]:
         ("compiler", build["compiler"] + (f", sanitizers {build['sanitize']}" if build["sanitize"] else "")),
         ("CPU kernels", f"{build['isa']}" + (" (FUSECELL_ISA)" if forced else " (the best of this machine)")),
         ("  built", isas + (f"; this machine lacks {', '.join(unusable)}" if unusable else "")),
-        ("  algorithm", "direct"),
+        ("  algorithm", "auto: Winograd's for 3x3 and 5x5 kernels in float32 where it pays, else direct"),
         ("  AMX", _AMX[_dispatch.amx()]),
         ("threads", f"{fusecell.get_num_threads()} (default {build['default_num_threads']}: affinity and quota)"),
         ("PyTorch", _torch_line()),
