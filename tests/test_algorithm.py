@@ -6,11 +6,13 @@ That its results are right is in test_cases.py, which walks the table once for e
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fusecell
 from fusecell import _dispatch, layers, ops
 
 Options = dict[str, Any]
@@ -189,3 +191,43 @@ def test_a_step_and_a_sample_alone_have_the_bits_of_the_sequence(algorithm: Any)
             frame = x[t, b : b + 1]
             h, c, _ = ops.conv_lstm_step_forward(frame, **weights, h=h, c=c, algorithm=algorithm, save=None)
             assert h.tobytes() == y[t, b : b + 1].tobytes()
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    before = fusecell.get_num_threads()
+    yield fusecell.set_num_threads
+    fusecell.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("k", "H", "W"), [(3, 37, 29), (3, 13, 53), (5, 19, 23)])
+def test_how_tiles_are_shared_out_changes_no_bit(k: int, H: int, W: int, dtype: Any, threads: Any) -> None:
+    """Blocks of tiles end elsewhere with other threads or samples: pixels then lie in a vector, or behind the last."""
+    arrays = sequence(1, 9, k, k, dtype, B=5, H=H, W=W)
+    arrays |= {"peephole": draw(27, dtype=dtype), "zoneout_h": 0.2, "zoneout_c": 0.1}
+    x = arrays.pop("x")
+
+    def outputs(x: np.ndarray) -> list[np.ndarray]:
+        y, _, c_n, saved = ops.conv_lstm_forward(x, **arrays, algorithm="winograd")
+        gradients = ops.conv_lstm_backward(saved, y)
+        return [y, c_n[None], gradients["x"], gradients["weight_ih"], gradients["weight_hh"]]
+
+    threads(1)
+    alone, first = outputs(x), outputs(x[:, :1])
+    assert all(one.tobytes() == of_all[:, :1].tobytes() for one, of_all in zip(first[:3], alone, strict=False))
+    for n in (2, 3, 7):
+        threads(n)
+        assert [a.tobytes() for a in outputs(x)] == [a.tobytes() for a in alone]
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 12])
+def test_a_convolution_of_few_channels_has_the_same_bits_on_every_thread(outputs: int, threads: Any) -> None:
+    arrays = {"x": draw(5, 3, 31, 27), "weight": draw(outputs, 3, 3, 3)}
+    found = []
+    for n in (1, 2, 5):
+        threads(n)
+        y = ops.conv2d_forward(**arrays, algorithm="winograd")
+        gradients = ops.conv2d_backward(y, **arrays, algorithm="winograd")
+        found.append([y.tobytes(), *(gradient.tobytes() for gradient in gradients.values())])
+    assert found[0] == found[1] == found[2]

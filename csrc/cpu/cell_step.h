@@ -111,11 +111,13 @@ class CellGradients {
   // samples: those of a step, at most.
   CellGradients(const Cell<S>& cell, int64_t samples, const Tensor& dbias, const Tensor& dpeephole, Arena& arena)
       : cell_(cell),
-        samples_(samples),
-        blocks_((cell.pixels + kBlock - 1) / kBlock),
-        walks_batch_((dbias.present && cell.bias.per_pixel) || (dpeephole.present && cell.peephole.per_pixel)),
+        blocks_(ceil_div(cell.pixels, kBlock)),
+        together_(std::clamp<int64_t>(kBlock / cell.pixels, 1, std::max<int64_t>(samples, 1))),
         dbias_(dbias),
         dpeephole_(dpeephole) {
+    const bool per_pixel = (dbias.present && cell.bias.per_pixel) || (dpeephole.present && cell.peephole.per_pixel);
+    if (per_pixel) together_ = std::max<int64_t>(samples, 1);  // a pixel's gradient sums over samples, in their order
+    groups_ = ceil_div(samples, together_);
     partial_ = arena.take<double>(partials());
   }
 
@@ -126,25 +128,29 @@ class CellGradients {
   }
 
   void step(const Kernels<S>& kernels, const BackwardStep<S>& step, int workers) {
-    const int64_t batch = static_cast<int64_t>(step.active.size()), tasks = cell_.channels * blocks_;
+    const int64_t batch = static_cast<int64_t>(step.active.size()), of_group = cell_.channels * blocks_;
     const int64_t work = work::gates(batch * cell_.channels * cell_.pixels);
-    if (walks_batch_) {
-      parallel_for(tasks, workers, work, [&](int64_t task, int) {
-        for (int64_t b = 0; b < batch; ++b) run_task(kernels, step, b, task);
-      });
-    } else {
-      parallel_for(batch * tasks, workers, work,
-                   [&](int64_t task, int) { run_task(kernels, step, task / tasks, task % tasks); });
-    }
+    parallel_for(ceil_div(batch, together_) * of_group, workers, work, [&](int64_t task, int) {
+      const int64_t b0 = task / of_group * together_, b1 = std::min(b0 + together_, batch);
+      const int64_t channel = task % of_group / blocks_, first = task % blocks_ * kBlock;
+      const int64_t end = std::min(first + kBlock, cell_.pixels);
+      for (int64_t b = b0; b < b1; ++b) {
+        if (!step.active[static_cast<size_t>(b)]) continue;
+        for (int64_t p = first; p < end; p += kCellRun) {
+          run(kernels, step, b, channel, p, std::min(kCellRun, end - p), partial_ + task * 7);
+        }
+      }
+    });
   }
 
   void finish() {
+    if (!dbias_.present && !dpeephole_.present) return;
     for (int64_t channel = 0; channel < cell_.channels; ++channel) {
       for (int64_t k = 0; k < 7; ++k) {
         double total = 0;
-        for (int64_t i = 0; i < samples_ * blocks_; ++i) {
-          const int64_t b = i / blocks_, block = i % blocks_;
-          total += partial_[((b * cell_.channels + channel) * blocks_ + block) * 7 + k];
+        for (int64_t group = 0; group < groups_; ++group) {
+          const double* of_group = partial_ + (group * cell_.channels + channel) * blocks_ * 7;
+          for (int64_t block = 0; block < blocks_; ++block) total += of_group[block * 7 + k];
         }
         const bool is_bias = k < 4;
         const Tensor& target = is_bias ? dbias_ : dpeephole_;
@@ -156,17 +162,7 @@ class CellGradients {
   }
 
  private:
-  int64_t partials() const { return samples_ * cell_.channels * blocks_ * 7; }
-
-  void run_task(const Kernels<S>& kernels, const BackwardStep<S>& step, int64_t b, int64_t task) const {
-    if (!step.active[static_cast<size_t>(b)]) return;
-    const int64_t channel = task / blocks_, first = task % blocks_ * kBlock;
-    const int64_t end = std::min(first + kBlock, cell_.pixels);
-    double* partial = partial_ + (b * cell_.channels * blocks_ + task) * 7;
-    for (int64_t p = first; p < end; p += kCellRun) {
-      run(kernels, step, b, channel, p, std::min(kCellRun, end - p), partial);
-    }
-  }
+  int64_t partials() const { return groups_ * cell_.channels * blocks_ * 7; }
 
   void run(const Kernels<S>& kernels, const BackwardStep<S>& step, int64_t b, int64_t channel, int64_t p, int64_t n,
            double* partial) const {
@@ -207,10 +203,9 @@ class CellGradients {
   }
 
   const Cell<S> cell_;
-  int64_t samples_, blocks_;
-  bool walks_batch_;  // the gradient of a pixel sums over samples, in their order
+  int64_t blocks_, together_, groups_;  // of pixels; samples of a task; groups of so many samples
   const Tensor &dbias_, &dpeephole_;
-  double* partial_;  // [samples][C][blocks][4 of the bias, 3 of the peepholes]
+  double* partial_;  // [groups][C][blocks][4 of the bias, 3 of the peepholes]
 };
 
 }  // namespace fusecell::cpu

@@ -53,7 +53,7 @@ struct InputGradientTarget {
 template <class S>
 class Convolutions {
  public:
-  // Rows of z at a block, `pitch` apart. `worker` names the thread that calls.
+  // Rows of z at a block, `pitch` apart.
   using Consume = std::function<void(const Block&, const S* z, int64_t pitch)>;
   using ImageOf = std::function<Image<const S>(int64_t b)>;
   using Active = std::vector<uint8_t>;  // [batch]; what is inactive is neither read nor written

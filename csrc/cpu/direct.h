@@ -115,8 +115,7 @@ class InputGradient {
         const Block block = block_of_task(all, task);
         if (!active[static_cast<size_t>(block.b)]) return;
         S* z = z_of_worker + worker * z_stride;
-        const Source<S> source = {dz + block.b * dz_.image() + phase.first[1], phase.offset,
-                                  conv_.out_channels * static_cast<int64_t>(phase.taps.size())};
+        const Source<S> source = {dz + block.b * dz_.image() + phase.first[1], phase.offset, terms};
         kernels.correlate(tile_of_block(block, dz_.pitch, source, {}, phase.weights, z));
         const int64_t row = block.row0 * conv_.stride[0] + phase.residue[0] - conv_.pad_low[0];
         const int64_t column = (phase.first[1] + block.column0) * conv_.stride[1] + phase.residue[1] - conv_.pad_low[1];

@@ -1,6 +1,6 @@
 #pragma once
 // The convolution as a matrix product that never builds its matrix: the rows of the right-hand side are pieces of the
-// packed image, found through a table of offsets. Plain register tiles; what the fast paths must equal.
+// packed image, found through a table of offsets. Plain register tiles; what Winograd's algorithm is held against.
 
 #include "cpu/kernels.h"
 #include "cpu/vector.h"

@@ -53,14 +53,14 @@ struct WeightGradientTile {
 // has 36 places, "frequencies".
 constexpr int64_t kWinogradTiles = 48, kWinogradPlaces = 36;
 
-// Rows of neighbouring tiles of one image and some channels, to their places: [36][channels][kWinogradTiles]. More than
-// one row only where they are whole and follow each other.
+// Rows of neighbouring tiles of one image and some channels, to their places: [36][channels][kWinogradTiles], or of a
+// gradient, [36][kWinogradTiles][lanes]. More than one row only where they are whole and follow each other.
 template <class S>
 struct WinogradRun {
   const S* image;  // the first tile's first pixel
   int64_t image_channel, image_row, channels, rows, tiles;
   S* patches;               // at place 0, the first channel and the first tile
-  int64_t frequency, room;  // between places; tiles from the first one to the block's end
+  int64_t frequency, room;  // between places; tiles from the first one to the block's end (a gradient's: unused)
 };
 
 // The other way for one row of the product: M rows of pixels for each row of tiles. Reads and writes up to a vector of

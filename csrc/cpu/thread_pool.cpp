@@ -51,8 +51,9 @@ const int default_threads = cores_of_process();
 std::atomic<int> requested_threads{0};  // 0: the default
 std::atomic<int64_t> parallel_regions{0}, most_workers{0};
 
-// A helper that has just worked looks out for the next region for about this many pauses (22 microseconds on an EPYC
-// 9005) before it goes to sleep: the regions of one training step follow each other faster than a sleeper wakes.
+// A helper that has worked, or was woken, looks out for the next region for about this many pauses (22 microseconds on
+// an EPYC 9005) before it goes to sleep: the regions of one training step follow each other faster than a sleeper
+// wakes.
 constexpr int kSpins = 1000;
 
 // While a region is at work its threads look out so long (a millisecond) for each other, and for the next region: the
@@ -121,7 +122,7 @@ class Pool {
  public:
   // Whether it was done: not without helpers that are awake, if none may be woken.
   bool run(Job& job, bool may_wake) {
-    int sleepers = 0;
+    bool wake;
     {
       const std::lock_guard lock(mutex_);
       if (!may_wake && looking_out_ == 0) return false;
@@ -129,10 +130,9 @@ class Pool {
       jobs_.push_back(&job);
       at_work_.fetch_add(1, std::memory_order_relaxed);
       posted_.fetch_add(1, std::memory_order_release);
-      // Where the job is not for all of them, whoever is woken might be one that it is not for.
-      if (may_wake) sleepers = job.workers - 1 < threads_ ? sleeping_ : std::min(sleeping_, job.workers - 1);
+      wake = may_wake && sleeping_ > 0;
     }
-    for (; sleepers > 0; --sleepers) wake_.notify_one();
+    if (wake) wake_.notify_all();  // not each of them has a piece of every job
     job.work(0);
     {
       const std::lock_guard lock(mutex_);
@@ -153,7 +153,7 @@ class Pool {
   // For the next region; the time in which none is at work counts in full.
   void look_out(uint64_t seen) const {
     const auto posted = [this] { return posted_.load(std::memory_order_acquire); };
-    for (int i = 0, idle = 0; may_spin() && i < kSpinsAtWork && idle < kSpins && posted() == seen; ++i) {
+    for (int i = 0, idle = 0; i < kSpinsAtWork && idle < kSpins && posted() == seen; ++i) {
       if (at_work_.load(std::memory_order_relaxed) == 0) ++idle;
       pause();
     }
@@ -178,11 +178,13 @@ class Pool {
     for (;;) {
       const uint64_t seen = posted_.load(std::memory_order_relaxed);
       if (Job* job = open_job(worker)) return job;
-      ++looking_out_;
-      lock.unlock();
-      look_out(seen);
-      lock.lock();
-      --looking_out_;
+      if (may_spin() && worker < num_threads()) {
+        ++looking_out_;
+        lock.unlock();
+        look_out(seen);
+        lock.lock();
+        --looking_out_;
+      }
       if (posted_.load(std::memory_order_relaxed) != seen) continue;
       ++sleeping_;
       wake_.wait(lock, [&] { return posted_.load(std::memory_order_relaxed) != seen; });

@@ -1,7 +1,7 @@
 #pragma once
 // A small pool of std::threads. The caller works too; any number of callers may be inside at once; a forked child
-// starts a pool of its own. Work is cut into chunks by the caller, never by the number of threads, so that results do
-// not depend on it.
+// starts a pool of its own. Work is cut into chunks by the caller, so that results do not depend on the number of
+// threads: no sum crosses chunks whose cut does.
 
 #include <cstdint>
 #include <utility>

@@ -179,7 +179,7 @@ class WinogradProducts {
   static constexpr int64_t kMostPatches = 640 << 10;  // bytes of patches that are kept in the second-level cache
 
   const WinogradKernels<S>& kernels() const { return kernels_->winograd[tiles_.size == 4 ? 0 : 1]; }
-  // Tiles of a block where 48 are too many: two or three vectors.
+  // Tiles of a block where 48 are too many: whole register tiles, and two vectors of 16 lanes.
   int64_t narrow() const { return kernels_->lanes == 16 ? 32 : 24; }
   int64_t frequency() const { return round_up(rows_, kernels_->mr) * count_ + 16; }
   int64_t products_frequency() const { return rows_at_once_ * kWinogradTiles + 16; }
@@ -507,13 +507,8 @@ class WinogradConvolutions final : public Convolutions<S> {
   int64_t span(int64_t outputs) const { return round_up(outputs, tiles_.size) + 6 - tiles_.size; }
 
   Packing packing_of_source(const ConvolutionShape& conv) const {
-    return {conv.in_channels,
-            {conv.in[0], conv.in[1]},
-            {1, 1},
-            {conv.pad_low[0], conv.pad_low[1]},
-            {{0}, {0}},
-            std::max(span(conv.out[0]), conv.pad_low[0] + conv.in[0]),
-            std::max(span(conv.out[1]), conv.pad_low[1] + conv.in[1])};
+    return {conv.in_channels, {conv.in[0], conv.in[1]}, {1, 1},           {conv.pad_low[0], conv.pad_low[1]},
+            {{0}, {0}},       span(conv.out[0]),        span(conv.out[1])};
   }
 
   // Pixels of zero before z's gradient that the flipped kernel reaches. Padding wider than the kernel needs none.

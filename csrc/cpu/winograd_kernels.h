@@ -265,7 +265,7 @@ FUSECELL_HD void transform_vector(const S* image, int64_t image_row, int64_t row
         }
         d[j] = lanes;
       }
-    } else {
+    } else if constexpr (K > M) {
       const Vector<S> next = load(behind[i]);
 #pragma GCC unroll 6
       for (int j = M; j < K; ++j) d[j] = pick<S>(own[j % M], next, overlap.from[j - M]);

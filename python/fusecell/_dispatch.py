@@ -219,10 +219,10 @@ def _scratch(place: Place, size: int) -> Array | None:
     return empty((size,), np.uint8, place) if size else None
 
 
-def _launch(place: Place, scratch: Array | None) -> LaunchFields:
+def _launch(place: Place, scratch: Array | None, workers: int) -> LaunchFields:
     """What a call is told of where it runs."""
     at, size = (0, 0) if scratch is None else (pointer(scratch), scratch.nbytes)
-    return at, size, get_num_threads(), place.device, place.stream
+    return at, size, workers, place.device, place.stream
 
 
 # ------------------------------------------------------------------------------------------------------------- calls
@@ -243,7 +243,7 @@ def plan(
     *,
     backward: bool = False,
 ) -> dict[str, Any]:
-    """What the core says of a call: shapes of outputs, bytes of scratch. Remembered by shapes and `key`.
+    """What the core says of a call: shapes of outputs, bytes of scratch, workers. Remembered by shapes and `key`.
 
     key: what stands for the options; by default their names and values. A hit skips the checks: the call itself makes
     them again. The dict is not to be changed. Raises ValueError, TypeError, MemoryError.
@@ -256,16 +256,17 @@ def plan(
     if found is None:
         if len(plans) >= _MOST_PLANS:
             plans.clear()
-        found = plans[full_key] = getattr(place.module, f"{op}_plan")(inputs, options, backward, workers)
+        asked = getattr(place.module, f"{op}_plan")(inputs, options, backward, workers)
+        found = plans[full_key] = {**asked, "workers": workers}
     return found
 
 
 def run(
-    function: str, place: Place, tensors: Mapping[str, Descriptor], options: dict[str, Any], scratch_bytes: int
+    function: str, place: Place, tensors: Mapping[str, Descriptor], options: dict[str, Any], plan: Mapping[str, Any]
 ) -> None:
-    """Call one of the core's functions, <op>_forward or <op>_backward, with as much scratch memory as its plan says."""
-    scratch = _scratch(place, scratch_bytes)
-    getattr(place.module, function)(tensors, options, _launch(place, scratch))
+    """Call one of the core's functions, <op>_forward or <op>_backward, with its plan's scratch memory and workers."""
+    scratch = _scratch(place, plan["scratch"])
+    getattr(place.module, function)(tensors, options, _launch(place, scratch, plan["workers"]))
 
 
 def describe_list(arrays: Sequence[Array]) -> list[Descriptor]:
@@ -280,7 +281,7 @@ def _described(argument: Any) -> Any:
 def call(function: str, place: Place, *arguments: Any, scratch_bytes: int = 0) -> Any:
     """Call one of the core's elementwise functions: arrays become descriptors; lists are of descriptors already."""
     scratch = _scratch(place, scratch_bytes)
-    return getattr(place.module, function)(*map(_described, arguments), _launch(place, scratch))
+    return getattr(place.module, function)(*map(_described, arguments), _launch(place, scratch, get_num_threads()))
 
 
 def norm(arrays: list[Descriptor], norm_type: float, place: Place, *, numbers_only: bool = False) -> Array:

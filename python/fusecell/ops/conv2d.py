@@ -33,7 +33,7 @@ def conv2d_forward(
     place, inputs = _dispatch.place_of(arrays), _dispatch.describe_all(arrays)
     plan = _dispatch.plan("conv2d", place, inputs, options)
     y = _dispatch.empty(tuple(plan["y"]), arrays["x"].dtype, place)
-    _dispatch.run("conv2d_forward", place, {**inputs, "y": _dispatch.describe(y)}, options, plan["scratch"])
+    _dispatch.run("conv2d_forward", place, {**inputs, "y": _dispatch.describe(y)}, options, plan)
     return y
 
 
@@ -62,5 +62,5 @@ def conv2d_backward(
     dtype = arrays["x"].dtype
     outputs = {f"d{name}": _dispatch.empty(shape, dtype, place) for name, shape in shapes.items() if name in wanted}
     tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
-    _dispatch.run("conv2d_backward", place, tensors, options, plan["scratch"])
+    _dispatch.run("conv2d_backward", place, tensors, options, plan)
     return {name: outputs[f"d{name}"] for name in shapes if name in wanted}

@@ -126,7 +126,7 @@ def conv_lstm_forward(
     gates = _dispatch.empty(tuple(plan["gates"]), dtype, place) if save == "gates" else None
     outputs = {"y": y, "h_n": h_n, "c_n": c_n, "c": c, "gates": gates}
     tensors = {**inputs, **_dispatch.describe_all(outputs)}
-    _dispatch.run("conv_lstm_forward", place, tensors, options, plan["scratch"])
+    _dispatch.run("conv_lstm_forward", place, tensors, options, plan)
     if save is None:
         return y, h_n, c_n, None
     return y, h_n, c_n, SavedConvLSTM({**arrays, "y": y, "c": c, "gates": gates}, options)
@@ -165,7 +165,7 @@ def conv_lstm_backward(
     made_like |= {"h_0": (state, x.dtype), "c_0": (state, c.dtype)}  # which may have been absent
     outputs = {f"d{name}": _dispatch.empty(*made_like[name], place) for name in wanted}
     tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
-    _dispatch.run("conv_lstm_backward", place, tensors, saved.options, plan["scratch"])
+    _dispatch.run("conv_lstm_backward", place, tensors, saved.options, plan)
     return {name: outputs[f"d{name}"] for name in possible if name in wanted}
 
 

@@ -79,7 +79,7 @@ def lstm_gates_forward(
     c_out = _dispatch.empty(c.shape, cell_dtype, place)
     outputs = {"h_out": h_out, "c_out": c_out, "gates": gates}
     tensors = {**inputs, **_dispatch.describe_all(outputs)}
-    _dispatch.run("lstm_gates_forward", place, tensors, options, plan["scratch"])
+    _dispatch.run("lstm_gates_forward", place, tensors, options, plan)
     return h_out, c_out, SavedGates({**arrays, "gates": gates}, options)
 
 
@@ -110,5 +110,5 @@ def lstm_gates_backward(
         assert like is not None
         outputs[names[name]] = _dispatch.empty(like.shape, z.dtype, place)
     tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
-    _dispatch.run("lstm_gates_backward", place, tensors, saved.options, plan["scratch"])
+    _dispatch.run("lstm_gates_backward", place, tensors, saved.options, plan)
     return {name: outputs[names[name]] for name in possible if name in wanted}

@@ -55,18 +55,22 @@ def place_of(device: torch.device) -> _dispatch.Place:
     return _dispatch.place("cuda", device.index) if device.type == "cuda" else _dispatch.host_place()
 
 
-def launch_fields(device: torch.device, scratch: Tensor | None) -> _dispatch.LaunchFields:
-    """Where a call finds its scratch memory and on which stream it runs."""
+def launch_fields(device: torch.device, scratch: Tensor | None, workers: int | None = None) -> _dispatch.LaunchFields:
+    """Where a call finds its scratch memory, with how many workers (by default all) and on which stream it runs."""
+    workers = _dispatch.get_num_threads() if workers is None else workers
     at, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
     if device.type != "cuda":
-        return at, size, _dispatch.get_num_threads(), 0, 0
+        return at, size, workers, 0, 0
     stream = torch.cuda.current_stream(device).cuda_stream
-    return at, size, _dispatch.get_num_threads(), device.index, stream
+    return at, size, workers, device.index, stream
 
 
-def run(function: str, device: torch.device, tensors: Descriptors, options: dict[str, Any], scratch_bytes: int) -> None:
-    """Call one of the core's functions, <op>_forward or <op>_backward, with as much scratch memory as its plan says."""
-    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=device) if scratch_bytes else None
+def run(
+    function: str, device: torch.device, tensors: Descriptors, options: dict[str, Any], plan: dict[str, Any]
+) -> None:
+    """Call one of the core's functions, <op>_forward or <op>_backward, with its plan's scratch memory and workers."""
+    needed = plan["scratch"]
+    scratch = torch.empty(needed, dtype=torch.uint8, device=device) if needed else None
     if scratch is not None and _dispatch.POISON:
         scratch.fill_(0xFF)
-    getattr(place_of(device).module, function)(tensors, options, launch_fields(device, scratch))
+    getattr(place_of(device).module, function)(tensors, options, launch_fields(device, scratch, plan["workers"]))

@@ -122,7 +122,7 @@ class Operation(ABC):
         outputs = self.allocate(given, self.shapes(given, plan), save)
         wanted = {name: t for name, t in zip(self.outputs, outputs, strict=True) if not _is_nothing(t)}
         tensors = {**described, **_memory.describe_outputs(wanted)}
-        _memory.run(f"{self.name}_forward", device, tensors, core, plan["scratch"])
+        _memory.run(f"{self.name}_forward", device, tensors, core, plan)
         return outputs
 
     def _fake(self, *args: Any) -> Tensors:
@@ -150,7 +150,7 @@ class Operation(ABC):
         others |= _memory.describe_outputs(results)
         tensors = {**inputs, **{self.core_names.get(name, name): described for name, described in others.items()}}
         plan = _dispatch.plan(self.name, _memory.place_of(device), inputs, core, options, backward=True)
-        _memory.run(f"{self.name}_backward", device, tensors, core, plan["scratch"])
+        _memory.run(f"{self.name}_backward", device, tensors, core, plan)
         return gradients
 
     def _gradients(self, given: Given, needs: list[bool]) -> Tensors:
