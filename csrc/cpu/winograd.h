@@ -245,37 +245,47 @@ class WinogradProducts {
 };
 
 // ------------------------------------------------------------------------------------------- gradients of the weights
-// A chunk of tiles at a time: its patches, [blocks][36][channels][48], are shared; the gradient of some channels,
-// [groups][blocks][36][48][lanes], is transformed by the one who multiplies it and stays in that core's second-level
-// cache (measured: transformed by others, it takes two threads longer than one). The sum over a chunk's tiles stays in
-// registers.
+// All tiles are cut into two parts with sums of their own, each of which goes by in chunks: a chunk's patches,
+// [blocks][36][channels][48], and the gradient of some channels, [groups][blocks][36][48][lanes], which is transformed
+// by the one who multiplies it. The sum over a chunk's tiles stays in registers. So two threads read nothing that the
+// other wrote: where cores share no cache that made a backward pass take twice as long.
 template <class S>
 class WinogradWeightGradients {
  public:
   WinogradWeightGradients(const WinogradTiles& tiles, int64_t rows, int64_t count)
       : tiles_(tiles), rows_(rows), count_(count), patches_{nullptr, count} {
-    constexpr int64_t kMostBytes = 700 << 10;
+    constexpr int64_t kMostBytes = 450 << 10;
     const int64_t of_block = kGroups * group() * static_cast<int64_t>(sizeof(S));
-    const int64_t blocks = ceil_div(tiles.total(), kWinogradTiles);
+    parts_ = tiles.total() >= 2 * kWinogradTiles ? 2 : 1;
+    const int64_t blocks = ceil_div(ceil_div(tiles.total(), parts_), kWinogradTiles);
     chunk_ = std::clamp<int64_t>(kMostBytes / of_block, 1, std::max<int64_t>(blocks, 1));
   }
 
   void take(Arena& arena) {
-    sums_ = arena.take<S>(kWinogradPlaces * frequency());
-    patches_.data = arena.take<S>(checked_product("scratch", {chunk_, patches_.block()}));
+    sums_ = arena.take<S>(checked_product("scratch", {parts_, kWinogradPlaces, frequency()}));
+    patches_.data = arena.take<S>(checked_product("scratch", {parts_, chunk_, patches_.block()}));
   }
   // Memory of a worker.
   int64_t scratch_size() const { return kGroups * chunk_ * group(); }
 
-  void clear() { std::fill_n(sums_, kWinogradPlaces * frequency(), S(0)); }
+  void clear() { std::fill_n(sums_, parts_ * kWinogradPlaces * frequency(), S(0)); }
 
   void add(const std::vector<Planes<S>>& sources, const Planes<S>& dz, const std::vector<uint8_t>& active, int workers,
            S* scratch, int64_t scratch_stride) const {
-    for (int64_t first = 0; first < tiles_.total(); first += chunk_ * kWinogradTiles) {
-      const int64_t last = std::min(first + chunk_ * kWinogradTiles, tiles_.total());
-      transform_patches(sources, active, first, last, workers);
-      add_products(dz, active, first, last, workers, scratch, scratch_stride);
+    for (int64_t chunk = 0; chunk * chunk_ * kWinogradTiles < ceil_div(tiles_.total(), parts_); ++chunk) {
+      transform_patches(sources, active, chunk, workers);
+      add_products(dz, active, chunk, workers, scratch, scratch_stride);
     }
+  }
+
+  // The parts' sums, one after the other.
+  void join(int workers) const {
+    if (parts_ == 1) return;
+    parallel_for(kWinogradPlaces, workers, work::copies(kWinogradPlaces * frequency()), [&](int64_t place, int) {
+      S* to = sums_ + place * frequency();
+      const S* from = to + kWinogradPlaces * frequency();
+      for (int64_t i = 0; i < frequency(); ++i) to[i] += from[i];
+    });
   }
 
   // To dweight [rows, channels, taps], which are those from `first` on.
@@ -290,21 +300,38 @@ class WinogradWeightGradients {
  private:
   static constexpr int64_t kGroups = 2;  // of a task; a group's channels fill a vector
 
+  struct Range {
+    int64_t first, last;
+  };
+
   const WinogradKernels<S>& kernels() const { return kernels_.winograd[tiles_.size == 4 ? 0 : 1]; }
   int64_t groups() const { return ceil_div(rows_, kernels_.lanes); }
   int64_t group() const { return kWinogradPlaces * kWinogradTiles * kernels_.lanes; }
   int64_t pitch() const { return groups() * kernels_.lanes; }
-  int64_t frequency() const { return count_ * pitch() + 16; }
+  int64_t frequency() const { return count_ * pitch() + 16; }  // they are transformed back a vector at a time
 
-  // Tasks are some channels of a source each, block by block. The sum goes over all tiles, so those of an inactive
-  // sample are zero.
-  void transform_patches(const std::vector<Planes<S>>& sources, const std::vector<uint8_t>& active, int64_t first,
-                         int64_t last, int workers) const {
+  // The tiles of a part's chunk; the last one may have none.
+  Range tiles_of(int64_t part, int64_t chunk) const {
+    const int64_t end = (part + 1) * tiles_.total() / parts_;
+    const int64_t first = std::min(part * tiles_.total() / parts_ + chunk * chunk_ * kWinogradTiles, end);
+    return {first, std::min(first + chunk_ * kWinogradTiles, end)};
+  }
+  // One of its blocks.
+  template <class F>
+  void each_run_of_block(const Range& range, int64_t block, F&& f) const {
+    const int64_t begin = range.first + block * kWinogradTiles;
+    each_run(tiles_, begin, std::min(begin + kWinogradTiles, range.last), f);
+  }
+
+  // Tasks are some channels of a source each, part by part, block by block. The sum goes over all tiles, so those of an
+  // inactive sample are zero.
+  void transform_patches(const std::vector<Planes<S>>& sources, const std::vector<uint8_t>& active, int64_t chunk,
+                         int workers) const {
     int64_t of_block = 0;
     for (const Planes<S>& planes : sources) of_block += ceil_div(planes.channels, kTogether);
-    const int64_t work = work::copies(kWinogradPlaces * (last - first) * count_);
-    parallel_for(ceil_div(last - first, kWinogradTiles) * of_block, workers, work, [&](int64_t task, int) {
-      const int64_t block = task / of_block, begin = first + block * kWinogradTiles;
+    const int64_t tasks = parts_ * chunk_ * of_block, tiles = parts_ * chunk_ * kWinogradTiles;
+    parallel_for(tasks, workers, work::copies(kWinogradPlaces * tiles * count_), [&](int64_t task, int) {
+      const int64_t of_parts = task / of_block, block = of_parts % chunk_;
       int64_t at = 0, slice = task % of_block;
       size_t source = 0;
       for (; slice >= ceil_div(sources[source].channels, kTogether); ++source) {
@@ -312,8 +339,8 @@ class WinogradWeightGradients {
         at += sources[source].channels;
       }
       const int64_t k = slice * kTogether, end = std::min(k + kTogether, sources[source].channels);
-      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) {
-        S* to = patches_.at(block, at + k, run.q);
+      each_run_of_block(tiles_of(of_parts / chunk_, chunk), block, [&](const TileRun& run) {
+        S* to = patches_.at(of_parts, at + k, run.q);
         if (active[static_cast<size_t>(run.b)]) {
           transform_run(kernels().patches, tiles_.size, run, sources[source], k, end, kWinogradTiles - run.q, to,
                         patches_.frequency());
@@ -328,11 +355,11 @@ class WinogradWeightGradients {
     });
   }
 
-  void transform_gradient(const Planes<S>& dz, const std::vector<uint8_t>& active, int64_t first, int64_t last,
+  void transform_gradient(const Planes<S>& dz, const std::vector<uint8_t>& active, const Range& range,
                           int64_t of_groups, S* gradients) const {
     const int64_t lanes = kernels_.lanes, m = of_groups * lanes;
-    for (int64_t begin = first; begin < last; begin += kWinogradTiles, gradients += group()) {
-      each_run(tiles_, begin, std::min(begin + kWinogradTiles, last), [&](const TileRun& run) {
+    for (int64_t block = 0; block < chunk_; ++block, gradients += group()) {
+      each_run_of_block(range, block, [&](const TileRun& run) {
         S* to = gradients + run.q * lanes;
         if (active[static_cast<size_t>(run.b)]) {
           transform_run(kernels().gradients, tiles_.size, run, dz, m, std::min(m + lanes, rows_), 0, to,
@@ -346,21 +373,26 @@ class WinogradWeightGradients {
     }
   }
 
-  // Tasks are two groups of channels each; for many workers, a part of their places.
-  void add_products(const Planes<S>& dz, const std::vector<uint8_t>& active, int64_t first, int64_t last, int workers,
-                    S* scratch, int64_t scratch_stride) const {
-    const int64_t pairs = ceil_div(groups(), kGroups), parts = std::clamp<int64_t>(workers / pairs, 1, 4);
-    parallel_for(pairs * parts, workers, work_of(last - first, rows_, count_), [&](int64_t task, int worker) {
-      const int64_t g0 = task / parts * kGroups, g1 = std::min(g0 + kGroups, groups()), part = task % parts;
+  // Tasks are two groups of channels each, part by part; for many workers, some of their places.
+  void add_products(const Planes<S>& dz, const std::vector<uint8_t>& active, int64_t chunk, int workers, S* scratch,
+                    int64_t scratch_stride) const {
+    const int64_t pairs = ceil_div(groups(), kGroups), pieces = std::clamp<int64_t>(workers / (parts_ * pairs), 1, 4);
+    const int64_t work = work_of(parts_ * chunk_ * kWinogradTiles, rows_, count_);
+    parallel_for(parts_ * pairs * pieces, workers, work, [&](int64_t task, int worker) {
+      const int64_t part = task / (pairs * pieces), pair = task / pieces % pairs, piece = task % pieces;
+      const int64_t g0 = pair * kGroups, g1 = std::min(g0 + kGroups, groups());
+      const Range range = tiles_of(part, chunk);
+      if (range.first == range.last) return;
       S* gradients = scratch + worker * scratch_stride;
       for (int64_t g = g0; g < g1; ++g) {
-        transform_gradient(dz, active, first, last, g, gradients + (g - g0) * chunk_ * group());
+        transform_gradient(dz, active, range, g, gradients + (g - g0) * chunk_ * group());
       }
-      for (int64_t place = part * kWinogradPlaces / parts; place < (part + 1) * kWinogradPlaces / parts; ++place) {
-        kernels_.winograd_gradient({patches_.data + place * patches_.frequency(),
+      for (int64_t place = piece * kWinogradPlaces / pieces; place < (piece + 1) * kWinogradPlaces / pieces; ++place) {
+        kernels_.winograd_gradient({patches_.at(part * chunk_, 0, 0) + place * patches_.frequency(),
                                     gradients + place * kWinogradTiles * kernels_.lanes, patches_.block(), group(),
-                                    chunk_ * group(), last - first, count_, g1 - g0,
-                                    sums_ + place * frequency() + g0 * kernels_.lanes, pitch()});
+                                    chunk_ * group(), range.last - range.first, count_, g1 - g0,
+                                    sums_ + (part * kWinogradPlaces + place) * frequency() + g0 * kernels_.lanes,
+                                    pitch()});
       }
     });
   }
@@ -369,7 +401,7 @@ class WinogradWeightGradients {
   const WinogradTiles tiles_;
   const int64_t rows_, count_;
   Places<S> patches_;
-  int64_t chunk_;  // in blocks
+  int64_t parts_, chunk_;  // of the tiles; in blocks
   S* sums_ = nullptr;
 };
 
@@ -477,6 +509,8 @@ class WinogradConvolutions final : public Convolutions<S> {
   }
 
   void finish_weight_gradients() override {
+    if (!wanted_.any_weight_gradient()) return;
+    weight_gradients_.join(workers_);
     for (const Part& part : parts_) {
       if (part.dweight) weight_gradients_.finish(part.first, part.conv.in_channels, workers_, part.dweight);
     }
