@@ -45,13 +45,15 @@ for file in $library libstdc++.so; do
   preload="$preload $(readlink -f "$path")"
 done
 
+# detect_stack_use_after_return stays off: with it GCC 12.2 aligns a frame to 32 bytes whose vectors need 64 (GCC bug
+# 110027), and a kernel ends in a general protection fault.
 # OpenBLAS: its threads are not instrumented, and fusecell's tests need none. PYTHONMALLOC: pymalloc's arenas would
 # hide an overrun. ThreadSanitizer: setarch, because it fails where the kernel spreads addresses widely.
 run_sanitized() {
   prefix=""
   if [ "$name" = thread ] && setarch -R true 2>/dev/null; then prefix="setarch -R"; fi
   $prefix env LD_PRELOAD="${preload# }" OPENBLAS_NUM_THREADS=1 PYTHONMALLOC=malloc FUSECELL_EMULATION="$emulation" \
-    ASAN_OPTIONS=detect_leaks=0:strict_init_order=1:detect_stack_use_after_return=1 \
+    ASAN_OPTIONS=detect_leaks=0:strict_init_order=1:detect_stack_use_after_return=0 \
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
     TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:die_after_fork=0:exitcode=66 \
     "$place/bin/python" "$@"
