@@ -42,6 +42,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     run.add_argument("--resume", action="store_true", default=False, help="go on with the run in the folder")
     run.add_argument("--overwrite", action="store_true", default=False, help="replace the run in the folder")
     run.add_argument("--threads", type=int, metavar="N", default=None, help="(default: the cores it may use)")
+    run.add_argument("--health", action="store_true", default=False, help="watch the gradients: report and heat map")
     run.add_argument("--check", action="store_true", default=False, help="exit with 1 unless the mark is reached")
 
 

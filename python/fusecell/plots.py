@@ -126,6 +126,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def night_axes(axes: Any) -> None:
+    """Light lines on the dark ground that all pictures have."""
     axes.set_facecolor(NIGHT)
     axes.tick_params(colors=DIM, which="both")
     axes.grid(color="#ffffff", alpha=0.07, which="both")
@@ -214,4 +215,5 @@ def _animation_frame(above: Array, below: Array, caption: str, seen: bool) -> Ar
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure; the same picture gives the same bytes."""
     figure.savefig(path, facecolor=NIGHT, metadata={"Software": None})

@@ -28,6 +28,7 @@ from fusecell._typing import Array
 from fusecell.baselines import Comparison, compare
 from fusecell.data import Clips, Motion, MovingDigits, Source, load_clips
 from fusecell.forecast import EncoderForecaster
+from fusecell.health import Monitor
 from fusecell.losses import mean_squared
 from fusecell.optim import Adam
 
@@ -107,6 +108,7 @@ class Trainer:
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []  # (step, loss)
         self._watched = source.held_out(_WATCHED, settings.dtype)
+        self.monitor: Monitor | None = None
 
     def train_step(self) -> float:
         """One batch forward, backward and into the parameters. Returns its loss, the mean squared error.
@@ -118,6 +120,8 @@ class Trainer:
         inputs, target = frames[: settings.input_frames], frames[settings.input_frames :]
         loss, dforecast = mean_squared(self.model.forward(inputs), target)
         self.model.backward(dforecast)
+        if self.monitor is not None:
+            self.monitor.observe(loss)
         self.optimizer.lr = learning_rate(settings.lr, self.step, settings.steps)
         self.optimizer.step(self.model.gradients())
         self.step += 1
@@ -240,6 +244,16 @@ class Files:
         """The final table."""
         return self.folder / "report.txt"
 
+    @property
+    def health(self) -> Path:
+        """With --health: what the gradients and units did, and whether anything is wrong."""
+        return self.folder / "health.txt"
+
+    @property
+    def health_map(self) -> Path:
+        """With --health: the gradient's norm over time steps and training steps, PNG."""
+        return self.folder / "health.png"
+
 
 class Interrupted(Exception):
     """Somebody asked the run to stop; the checkpoint is written."""
@@ -289,6 +303,18 @@ def write_report(trainer: Trainer, files: Files) -> Comparison:
     return comparison
 
 
+def write_health(monitor: Monitor, files: Files) -> None:
+    """The doctor's report and heat map; the verdicts are printed."""
+    if not monitor.observations:
+        return
+    files.health.write_text(monitor.report() + "\n", encoding="utf-8")
+    monitor.plot(files.health_map)
+    for verdict in monitor.verdicts():
+        print(verdict)
+    for name, path in (("health", files.health), ("gradients", files.health_map)):
+        print(f"{name:>11}: {path}")
+
+
 def spread_by_error(forecast: Array, truth: Array, count: int) -> Array:
     """Indices of at most `count` sequences whose errors spread evenly from low to high: no picking of the best.
 
@@ -325,7 +351,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 def run(
     given: Mapping[str, Any], folder: str | None, *, resume: bool = False, overwrite: bool = False,
-    epochs: float | None = None,
+    epochs: float | None = None, health: bool = False,
 ) -> Comparison:  # fmt: skip
     """A whole run from the settings given (the others have their defaults, or, resumed, the run's own).
 
@@ -346,8 +372,14 @@ def run(
         trainer.restore(arrays, meta)
     files.folder.mkdir(parents=True, exist_ok=True)
     _announce(trainer)
-    with stop_on_signal() as stop:
-        run_training(trainer, files, stop)
+    trainer.monitor = Monitor(trainer.model) if health else None
+    try:
+        with stop_on_signal() as stop:
+            run_training(trainer, files, stop)
+    finally:  # a run that diverges is the one whose health is asked for
+        if trainer.monitor is not None:
+            trainer.monitor.detach()
+            write_health(trainer.monitor, files)
     return write_report(trainer, files)
 
 
@@ -358,7 +390,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.threads is not None:
             fusecell.set_num_threads(args.threads)
-        result = run(given, args.out, resume=args.resume, overwrite=args.overwrite, epochs=args.epochs)
+        result = run(given, args.out, resume=args.resume, overwrite=args.overwrite, epochs=args.epochs,
+                     health=args.health)  # fmt: skip
     except Interrupted:
         again = f" --out {args.out}" if args.out else f" --data {args.data}" if "data" in given else ""
         print(f"stopped and saved; this goes on where it stopped: fusecell train{again} --resume")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 _MAKERS = ("empty", "empty_like")
+_depth = 0  # of contexts that are entered
 
 
 @contextmanager
@@ -34,14 +35,22 @@ def poisoned(*modules: ModuleType, value: float = float("nan")) -> Iterator[None
 
     Raises TypeError for what is not a module, ValueError for a module that has neither function, and for torch.
     """
+    global _depth
     replaced = [(module, name, getattr(module, name)) for module in (np, *modules) for name in _makers(module)]
     try:
+        _depth += 1
         for module, name, make in replaced:
             setattr(module, name, _filling(make, value))
         yield
     finally:
+        _depth -= 1
         for module, name, make in replaced:
             setattr(module, name, make)
+
+
+def is_poisoned() -> bool:
+    """Whether this is within `poisoned`."""
+    return _depth > 0
 
 
 def _makers(module: ModuleType) -> list[str]:

@@ -1,0 +1,53 @@
+"""The few things that the doctor asks of any array: NumPy's, CuPy's or torch's, where it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fusecell import ops
+from fusecell._typing import Array
+
+
+def is_tensor(array: Any) -> bool:
+    """Whether it is torch's; torch is not imported."""
+    return hasattr(array, "requires_grad")
+
+
+def norm(array: Any) -> float:
+    """The 2-norm, summed in double: squares of vanished gradients are below what float32 holds."""
+    if is_tensor(array):
+        import torch
+
+        return float(torch.linalg.vector_norm(array.detach(), dtype=torch.float64))
+    given = array if array.dtype.kind == "f" and array.dtype.itemsize >= 4 else array.astype(np.float64)
+    return float(ops.global_norm([given]))
+
+
+def distance(one: Any, other: Any) -> float:
+    """The norm of the difference."""
+    return norm(one - other)
+
+
+def copied(array: Any) -> Any:
+    """A copy that later writes do not reach."""
+    return array.detach().clone() if is_tensor(array) else array.copy()
+
+
+def to_numpy(array: Any) -> Array:
+    """The values on the host, in float32 where they have 16 bits."""
+    if is_tensor(array):
+        here = array.detach().cpu()
+        return np.asarray((here.float() if here.element_size() == 2 and here.is_floating_point() else here).numpy())
+    return np.asarray(array.get() if hasattr(array, "get") else array)
+
+
+def first_bad(array: Any) -> tuple[int, tuple[int, ...] | None]:
+    """(how many values are not finite, where the first of them is)."""
+    values = to_numpy(array)
+    if values.dtype.kind not in "fc":
+        return 0, None
+    bad = ~np.isfinite(values)
+    count = int(np.count_nonzero(bad))
+    return count, tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape)) if count else None
