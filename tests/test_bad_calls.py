@@ -85,10 +85,20 @@ def clip() -> Call:
     return ops.clip_by_global_norm_, {"gradients": [make(3, 4), make(5)], "max_norm": 0.1}
 
 
-CALLS = [sequence, sequence_backward, step, gates, gates_backward,
+def plain_network() -> Call:
+    shapes = {"x": (4, 2, 3), "weight_ih": (5, 3), "weight_hh": (5, 5), "bias": (5,), "h_0": (2, 5)}
+    return ops.rnn_forward, {name: make(*shape) for name, shape in shapes.items()}
+
+
+def plain_network_backward() -> Call:
+    function, arrays = plain_network()
+    return ops.rnn_backward, {"saved": function(**arrays)[-1], "dy": make(4, 2, 5), "dh_n": make(2, 5)}
+
+
+CALLS = [sequence, sequence_backward, step, gates, gates_backward, plain_network, plain_network_backward,
          convolution, convolution_backward, activation, softmax, clip]  # fmt: skip
 KERNEL_AXES = {("weight_ih", 2), ("weight_ih", 3), ("weight_hh", 2), ("weight_hh", 3), ("weight", 2), ("weight", 3)}
-FREE_AXES = {convolution: {("x", 0), ("x", 2), ("x", 3)}}  # nothing else fixes these extents
+FREE_AXES = {convolution: {("x", 0), ("x", 2), ("x", 3)}, plain_network: {("x", 0)}}  # nothing else fixes these extents
 NOT_ARRAYS = ["array", 3, 2.5, [[1.0]], b"x", object(), np.float32(1), {"a": 1}]
 BAD_DTYPES = [np.float16, np.int32, np.int64, np.complex64, np.dtype("O"), np.dtype("S3"), np.bool_, np.float64]
 INTEGERS = [2.0, "2", None, True, 2**65]
@@ -121,6 +131,7 @@ BAD_OPTIONS: dict[str, list[Any]] = {
     "error_if_nonfinite": [1, None, "yes"],
     "needs": ["x", ["nothing"], [1], ["y", "x"], 5],
     "saved": [None, 1, {}, "saved"],
+    "statistics": [1, 0, "yes", None],
 }
 OPTIONS_OF = {
     sequence: ["stride", "dilation", "padding", "recurrent_activation", "activation", "slope", "relu_at_zero",
@@ -131,6 +142,8 @@ OPTIONS_OF = {
     gates: ["recurrent_activation", "activation", "slope", "relu_at_zero", "zoneout_h", "zoneout_c", "training",
             "seed"],
     gates_backward: ["needs", "saved"],
+    plain_network: ["slope", "alpha", "relu_at_zero"],
+    plain_network_backward: ["needs", "saved", "statistics"],
     convolution: ["stride", "dilation", "padding", "algorithm"],
     convolution_backward: ["stride", "dilation", "padding", "algorithm", "needs"],
     activation: ["name", "slope", "alpha", "at_zero"],

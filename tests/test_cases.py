@@ -13,6 +13,7 @@ from fusecell import _dispatch, ops, reference
 from fusecell._cases import (
     BFLOAT16_CASES,
     CASES,
+    RNN_CASES,
     TOLERANCE,
     WINOGRAD_CASES,
     Case,
@@ -40,7 +41,9 @@ def same_bits(a: Outcome, b: Outcome) -> bool:
 
 
 ON_EACH_BACKEND = [(name, case) for name in backends() for case in CASES]
-ON_EACH_BACKEND += [("cpu", case) for case in (*WINOGRAD_CASES, *BFLOAT16_CASES)]  # which the CPU alone knows
+ON_EACH_BACKEND += [
+    ("cpu", case) for case in (*WINOGRAD_CASES, *BFLOAT16_CASES, *RNN_CASES)
+]  # which the CPU alone knows
 IDS = [f"{name}-{case}" for name, case in ON_EACH_BACKEND]
 every_case = pytest.mark.parametrize(
     ("backend", "case"), ON_EACH_BACKEND, ids=IDS, indirect=["backend"], scope="session"
@@ -66,7 +69,7 @@ def test_against_the_reference(backend: Any, case: Case, dtype: type) -> None:
     assert largest_error(got.gradients, expected.gradients) < allowed.gradients
 
 
-@pytest.mark.parametrize("case", [*CASES, *WINOGRAD_CASES, *BFLOAT16_CASES], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *WINOGRAD_CASES, *BFLOAT16_CASES, *RNN_CASES], ids=str)
 def test_same_bits_for_any_number_of_threads(case: Case) -> None:
     before = fusecell.get_num_threads()
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusecell._cases import ACTIVATIONS, CASES, OUTPUTS, Arrays, Case, upstream_of
+from fusecell import ops
+from fusecell._cases import ACTIVATIONS, CASES, OUTPUTS, RNN_CASES, Arrays, Case, upstream_of
 
 EPSILON = 1e-5  # central: error of order 1e-10 from the third derivative, 1e-11 from rounding
 TOLERANCE = 1e-7
@@ -43,8 +44,7 @@ def total(outputs: list[np.ndarray], upstream: list[np.ndarray]) -> float:
     return float(sum(np.sum(y * u) for y, u in zip(outputs, upstream, strict=True)))
 
 
-@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
-def test_against_finite_differences(backend: Any, case: Case) -> None:
+def assert_case(backend: Any, case: Case) -> None:
     rng = np.random.default_rng(zlib.crc32(str(case).encode()))
     arguments = case.arguments(rng)
     forward, backward = (getattr(backend, f"{case.op}_{way}") for way in ("forward", "backward"))
@@ -59,6 +59,16 @@ def test_against_finite_differences(backend: Any, case: Case) -> None:
     else:
         gradients = backward(forward(*arguments.values(), **case.options)[-1], *upstream)
     assert_gradients(lambda given: total(outputs(given), upstream), arguments, gradients, rng)
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_against_finite_differences(backend: Any, case: Case) -> None:
+    assert_case(backend, case)
+
+
+@pytest.mark.parametrize("case", [c for c in RNN_CASES if c.shape.get("B", 1) and c.shape.get("T", 1)], ids=str)
+def test_plain_networks_against_finite_differences(case: Case) -> None:
+    assert_case(ops, case)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from fusecell import ops, reference
+from fusecell import checkpoint, ops, reference
 from fusecell.initializers import glorot_uniform, gram_schmidt, orthogonal
-from fusecell.layers import Activation, Conv2D, ConvLSTM2D, Dense, Layer, Sequential
+from fusecell.layers import Activation, BatchNorm, Conv2D, ConvLSTM2D, Dense, Layer, Sequential, SimpleRNN, bounds
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[[], float]
@@ -522,3 +523,202 @@ def test_input_dropout_stream_is_not_the_cells() -> None:
     """The input's mask and the cell's recurrent mask of one seed differ."""
     masks = [ops.bernoulli((64,), 0.5, seed=1, stream=stream) for stream in range(4)]
     assert len({mask.tobytes() for mask in masks}) == 4
+
+
+# ---------------------------------------------------------------------------------------------------- SimpleRNN
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"return_sequences": False}])
+def test_simple_rnn_gradients(activation: str, options: dict[str, Any], rng: np.random.Generator) -> None:
+    layer = SimpleRNN(CIN, C, activation=activation, rng=rng, dtype=np.float64, **options)
+    spread(layer, rng)
+    check_layer(layer, rng.standard_normal((T, B, CIN)), rng, rng)
+
+
+@pytest.mark.parametrize("return_sequences", [False, True])
+def test_simple_rnn_gradients_with_state(return_sequences: bool, rng: np.random.Generator) -> None:
+    layer = SimpleRNN(CIN, C, return_sequences=return_sequences, rng=rng, dtype=np.float64)
+    x, state, dfinal = rng.standard_normal((T, B, CIN)), rng.standard_normal((B, C)), rng.standard_normal((B, C))
+    weight = rng.standard_normal(layer.forward(x, state).shape)
+
+    def loss() -> float:
+        return float(np.sum(layer.forward(x, state) * weight) + np.sum(layer.final_state * dfinal))
+
+    loss()
+    dx = layer.backward(weight, dfinal)
+    arrays = {"x": x, "state": state, **layer.parameters()}
+    assert_gradients(loss, arrays, {"x": dx, "state": layer.dstate, **layer.gradients()}, rng)
+    np.testing.assert_array_equal(layer.backward(None, dfinal), layer.backward(np.zeros_like(weight), dfinal))
+
+
+def test_simple_rnn_is_the_reference(rng: np.random.Generator) -> None:
+    layer = SimpleRNN(CIN, C, activation="sigmoid", rng=rng, dtype=np.float64)
+    spread(layer, rng)
+    x, state = rng.standard_normal((T, B, CIN)), rng.standard_normal((B, C))
+    y, h_n, _ = reference.rnn_forward(x, *layer.parameters().values(), state, activation="sigmoid")
+    np.testing.assert_allclose(layer.forward(x, state), y, rtol=1e-12)
+    np.testing.assert_allclose(layer.final_state, h_n, rtol=1e-12)
+
+
+def test_simple_rnn_initial_values_and_names(rng: np.random.Generator) -> None:
+    own = SimpleRNN(50, 40, rng=rng, dtype=np.float64).parameters()
+    assert {name: array.shape for name, array in own.items()} == {
+        "weight_ih_l0": (40, 50), "weight_hh_l0": (40, 40), "bias_l0": (40,)
+    }  # fmt: skip
+    limit = np.sqrt(6 / 90)
+    assert 0.95 * limit < np.abs(own["weight_ih_l0"]).max() <= limit
+    np.testing.assert_allclose(own["weight_hh_l0"] @ own["weight_hh_l0"].T, np.eye(40), atol=1e-12)
+    assert not own["bias_l0"].any()
+
+
+def test_simple_rnn_watched(rng: np.random.Generator) -> None:
+    layer = SimpleRNN(CIN, C, return_sequences=False, rng=rng)
+    x = rng.standard_normal((T, B, CIN)).astype(np.float32)
+    dy = np.ones_like(layer.forward(x))
+    dx, gradients = layer.backward(dy), layer.gradients()
+    assert layer.step_statistics == {}
+    layer.watched = True
+    np.testing.assert_array_equal(layer.backward(dy), dx)
+    assert layer.gradients().keys() == gradients.keys(), "the statistics are no gradient"
+    table = dict(zip(ops.RNN_STEP_STATISTICS, layer.step_statistics["l0"].T, strict=True))
+    assert table["count"].tolist() == [B * C] * T
+    assert table["dh_squared"][-1] == B * C, "dy of ones reaches the last step as it is"
+    layer.watched = False
+    layer.backward(dy)
+    assert layer.step_statistics == {}
+
+
+def test_simple_rnn_refuses_what_does_not_fit(rng: np.random.Generator) -> None:
+    layer = SimpleRNN(CIN, C, return_sequences=False, rng=rng)
+    with pytest.raises(RuntimeError, match=r"SimpleRNN\.backward: call forward first"):
+        layer.backward(np.zeros((B, C), np.float32))
+    x = np.zeros((T, B, CIN), np.float32)
+    with pytest.raises(ValueError, match=r"weight_ih: expected \(3, 5\), got \(3, 2\)"):
+        layer.forward(np.zeros((T, B, 5), np.float32))
+    with pytest.raises(ValueError, match=r"h_0: expected \(3, 3\), got \(2, 3\)"):
+        layer.forward(x, np.zeros((2, C), np.float32))
+    layer.forward(x)
+    with pytest.raises(ValueError, match=r"dy: expected \(3, 3\), got \(4, 3, 3\)"):
+        layer.backward(np.zeros((T, B, C), np.float32))
+    with pytest.raises(ValueError, match="hidden: expected at least 1"):
+        SimpleRNN(1, 0, rng=rng)
+
+
+# ---------------------------------------------------------------------------------------------------- BatchNorm
+
+NORMALISED = [(-1, (7, 3)), (-1, (4, 5, 3)), (-3, (4, 3, 2, 5)), (-3, (2, 4, 3, 2, 5)), (1, (6, 3))]
+
+
+@pytest.mark.parametrize(("axis", "shape"), NORMALISED)
+def test_batch_norm_gradients(axis: int, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    layer = BatchNorm(3, axis=axis, dtype=np.float64)
+    spread(layer, rng)
+    check_layer(layer, 2.0 + 3.0 * rng.standard_normal(shape), rng, rng)
+    check_layer(layer.eval(), rng.standard_normal(shape), rng, rng)
+
+
+@pytest.mark.parametrize(("axis", "shape"), NORMALISED)
+def test_batch_norm_by_hand(axis: int, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    layer = BatchNorm(3, axis=axis, momentum=0.25, dtype=np.float64)
+    x = 2.0 + 3.0 * rng.standard_normal(shape)
+    rows = np.moveaxis(x, axis, -1).reshape(-1, 3)
+    mean, variance = rows.mean(axis=0), rows.var(axis=0)
+    got = np.moveaxis(layer.forward(x), axis, -1).reshape(-1, 3)
+    np.testing.assert_allclose(got, (rows - mean) / np.sqrt(variance + 1e-5), rtol=1e-12)
+    own = layer.buffers()
+    np.testing.assert_allclose(own["running_mean"], 0.25 * mean, rtol=1e-12)
+    np.testing.assert_allclose(own["running_variance"], 0.75 + 0.25 * rows.var(axis=0, ddof=1), rtol=1e-12)
+    kept = {name: array.copy() for name, array in own.items()}
+    got = np.moveaxis(layer.eval().forward(x), axis, -1).reshape(-1, 3)
+    expected = (rows - kept["running_mean"]) / np.sqrt(kept["running_variance"] + 1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    for name, array in layer.buffers().items():
+        np.testing.assert_array_equal(array, kept[name], err_msg="evaluation changes nothing")
+
+
+def test_batch_norm_in_float32_keeps_its_digits_far_from_zero(rng: np.random.Generator) -> None:
+    x = (1000.0 + rng.standard_normal((500, 3))).astype(np.float32)
+    y = BatchNorm(3).forward(x)
+    assert y.dtype == np.float32
+    exact = (x - x.mean(axis=0, dtype=np.float64)) / x.std(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=2e-6)
+
+
+def test_batch_norm_refuses_what_does_not_fit() -> None:
+    layer = BatchNorm(3, axis=-3)
+    with pytest.raises(ValueError, match=r"x: expected 3 features along axis -3, got \[4, 3\]"):
+        layer.forward(np.zeros((4, 3), np.float32))
+    with pytest.raises(ValueError, match=r"x: expected 3 features along axis -1, got \[3, 4\]"):
+        BatchNorm(3).forward(np.zeros((3, 4), np.float32))
+    with pytest.raises(ValueError, match=r"x: expected at least 2 values of each feature in training, got 1; or call"):
+        BatchNorm(3).forward(np.zeros((1, 3), np.float32))
+    BatchNorm(3).eval().forward(np.zeros((1, 3), np.float32))
+    with pytest.raises(TypeError, match="x: expected float32, got float64"):
+        layer.forward(np.zeros((1, 3, 2, 2)))
+    with pytest.raises(RuntimeError, match="call forward first"):
+        layer.backward(np.zeros((1, 3, 2, 2), np.float32))
+    layer.forward(np.zeros((1, 3, 2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"dy: expected \(1, 3, 2, 2\), got \(1, 3, 2\)"):
+        layer.backward(np.zeros((1, 3, 2), np.float32))
+    with pytest.raises(TypeError, match="dy: expected float32, got float64"):
+        layer.backward(np.zeros((1, 3, 2, 2)))
+    for options, words in (({"momentum": 1.5}, "momentum: expected"), ({"eps": -1.0}, "eps: expected at least 0")):
+        with pytest.raises(ValueError, match=words):
+            BatchNorm(3, **options)
+
+
+def test_a_checkpoint_restores_running_statistics(tmp_path: Path, rng: np.random.Generator) -> None:
+    def make() -> Sequential:
+        own = np.random.default_rng(1)
+        return Sequential([Dense(4, 3, rng=own), Sequential([BatchNorm(3)]), Activation("relu")])
+
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    trained, fresh = make(), make()
+    trained.forward(x)
+    state = trained.state_dict()
+    assert list(state) == ["0.weight", "0.bias", "1.0.scale", "1.0.shift", "1.0.running_mean", "1.0.running_variance"]
+    checkpoint.save(tmp_path / "net", state, {})
+    expected = trained.eval().forward(x)
+    trained.train().forward(x)
+    np.testing.assert_array_equal(state["1.0.running_mean"], checkpoint.load(tmp_path / "net")[0]["1.0.running_mean"])
+    assert not np.array_equal(fresh.eval().forward(x), expected)
+    with pytest.raises(KeyError, match=r"Sequential state: missing \['1\.0\.running_mean', '1\.0\.running_variance'\]"):
+        fresh.load_state_dict(fresh.parameters())
+    fresh.load_state_dict(checkpoint.load(tmp_path / "net")[0])
+    np.testing.assert_array_equal(fresh.forward(x), expected)
+
+
+# ----------------------------------------------------------------------------------------- what units gave
+
+
+def test_activity(rng: np.random.Generator) -> None:
+    lstm = ConvLSTM2D(CIN, C, 3, num_layers=2, bidirectional=True, rng=rng)
+    net = Sequential([lstm, Conv2D(2 * C, 2, 1, rng=rng), BatchNorm(2, axis=-3),
+                      Sequential([Activation("tanh"), Dense(W, 2, rng=rng)])])  # fmt: skip
+    assert net.activity() == {}
+    y = net.forward(rng.standard_normal((T, B, CIN, H, W)).astype(np.float32))
+    found = net.activity()
+    assert list(found) == ["0.l0", "0.l0_reverse", "0.l1", "0.l1_reverse", "1", "2", "3.0", "3.1"]
+    assert np.shares_memory(found["3.1"], y)
+    assert found["1"].shape == (T, B, 2, H, W)
+    np.testing.assert_allclose(found["3.0"], np.tanh(found["2"]), rtol=1e-5)
+    assert found["0.l1_reverse"].shape == (T, B, C, H, W)
+    rnn = SimpleRNN(CIN, C, return_sequences=False, rng=rng)
+    last = rnn.forward(rng.standard_normal((T, B, CIN)).astype(np.float32))
+    np.testing.assert_array_equal(rnn.activity()[""][-1], last)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bounds(name: str) -> None:
+    ends = ops.activation_forward(name, np.array([-1e6, -3.0, 0.0, 3.0, 1e6]))
+    limits = bounds(name)
+    bounded = np.abs(ends).max() <= 1.0
+    assert (limits is not None) == bounded
+    if limits is not None:
+        assert (ends.min(), ends.max()) == pytest.approx(limits)
+
+
+def test_bounds_of_an_unknown_activation() -> None:
+    with pytest.raises(ValueError, match=r"name: expected one of identity, .*, got 'gelu'"):
+        bounds("gelu")

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusecell.losses import binary_cross_entropy_with_logits, mean_squared, softmax_cross_entropy
+from fusecell.layers import BatchNorm, Conv2D, ConvLSTM2D, Sequential
+from fusecell.losses import (
+    add_gradients,
+    binary_cross_entropy_with_logits,
+    l2_penalty,
+    mean_squared,
+    softmax_cross_entropy,
+)
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[[Array, Array], tuple[float, Array]]
@@ -110,3 +117,51 @@ def test_labels_refused(labels: Array, error: type[Exception], words: str) -> No
         softmax_cross_entropy(np.zeros((2, 3)), labels)
     with pytest.raises(ValueError, match="at least one"):
         softmax_cross_entropy(np.zeros((0, 3)), np.zeros(0, np.int64))
+
+
+# ------------------------------------------------------------------------------------------------- the penalty
+
+
+def test_l2_penalty_of_weights_alone(rng: np.random.Generator) -> None:
+    net = Sequential(
+        [ConvLSTM2D(1, 2, 3, peephole="channel", rng=rng), Conv2D(2, 3, 1, rng=rng), BatchNorm(3, axis=-3)]
+    )
+    value, gradients = l2_penalty(net.parameters(), 0.1)
+    weights = ["0.weight_ih_l0", "0.weight_hh_l0", "1.weight"]
+    assert list(gradients) == weights, "no bias, peephole, scale or shift"
+    own = net.parameters()
+    assert value == pytest.approx(0.1 * sum(float(np.sum(own[name].astype(float) ** 2)) for name in weights), rel=1e-12)
+    for name, gradient in gradients.items():
+        assert gradient.dtype == np.float32
+        np.testing.assert_allclose(gradient, 0.2 * own[name], rtol=1e-6)
+    _, chosen = l2_penalty({"gate_weight": np.ones(2), "bias": np.ones(2), "w": np.ones(2)}, 1.0)
+    assert list(chosen) == ["gate_weight"]
+
+
+def test_l2_penalty_chooses_and_its_gradient_is_its_slope(rng: np.random.Generator) -> None:
+    own = {"w": rng.standard_normal((2, 3)), "b": rng.standard_normal(3)}
+    value, gradients = l2_penalty(own, 0.3, only=lambda name: name == "b")
+    assert list(gradients) == ["b"]
+    for place in range(3):
+        own["b"][place] += 1e-6
+        slope = (l2_penalty(own, 0.3, only=lambda name: name == "b")[0] - value) / 1e-6
+        own["b"][place] -= 1e-6
+        assert slope == pytest.approx(gradients["b"][place], rel=1e-4, abs=1e-6)
+    assert l2_penalty({}, 1.0) == (0.0, {})
+
+
+def test_gradients_are_added_up() -> None:
+    gradients = {"weight": np.array([1.0, 2.0]), "bias": np.array([3.0])}
+    total = add_gradients(gradients, {"weight": np.array([0.5, 0.5])})
+    assert {name: array.tolist() for name, array in total.items()} == {"weight": [1.5, 2.5], "bias": [3.0]}
+    assert gradients["weight"].tolist() == [1.0, 2.0]
+    for more, error, words in (
+        ({"other": np.zeros(1)}, KeyError, "more: expected names among weight, bias, got other"),
+        ({"bias": np.zeros(2)}, ValueError, r"bias: expected \(1,\), got \(2,\)"),
+        ({"bias": np.zeros(1, np.float32)}, TypeError, "bias: expected float64, got float32"),
+    ):
+        with pytest.raises(error, match=words):
+            add_gradients(gradients, more)
+    for strength in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="strength: expected a finite number of at least 0"):
+            l2_penalty(gradients, strength)

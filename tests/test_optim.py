@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusecell.optim import SGD, Adam, Optimizer
+from fusecell.optim import SGD, Adam, AdamW, Optimizer
 
 Array = np.ndarray[Any, Any]
 Parameters = dict[str, Array]
@@ -75,6 +75,11 @@ def test_adam(b1: float, b2: float, eps: float, decay: float, decoupled: bool, r
     assert_by_hand(optimizer, own, rng, lambda p, g: adam_by_hand(p, g, 0.01, b1, b2, eps, decay, decoupled))
 
 
+def test_adamw(rng: np.random.Generator) -> None:
+    own = make(rng)
+    assert_by_hand(AdamW(own), own, rng, lambda p, g: adam_by_hand(p, g, 1e-3, 0.9, 0.999, 1e-8, 0.01, True))
+
+
 def test_clipping_by_norm() -> None:
     own = {"a": np.zeros(1), "b": np.zeros(1)}
     optimizer = SGD(own, 1.0, clip_norm=1.0)
@@ -116,6 +121,7 @@ MAKERS: list[Callable[[Parameters], Optimizer]] = [
     lambda p: SGD(p, 0.1),
     lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.01, clip_norm=0.5),
     lambda p: Adam(p, 0.01, weight_decay=0.1, decoupled=True, clip_value=0.2),
+    lambda p: AdamW(p, 0.01, weight_decay=0.1, clip_norm=0.5),
 ]
 
 
@@ -181,6 +187,7 @@ def test_refusals(rng: np.random.Generator) -> None:
         (lambda p: Adam(p, 0.1, betas=(0.9, 1.0)), "betas"),
         (lambda p: Adam(p, 0.1, eps=-1.0), "eps"),
         (lambda p: Adam(p, 0.1, weight_decay=-1.0), "weight_decay"),
+        (lambda p: AdamW(p, betas=(1.0, 0.9)), "betas"),
     ],
 )
 def test_settings_refused(maker: Callable[[Parameters], Optimizer], words: str, rng: np.random.Generator) -> None:

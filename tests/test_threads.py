@@ -38,12 +38,14 @@ def work(seed: int = 0, dtype: type = np.float32) -> list[np.ndarray]:
     image, kernel = make(4, 8, 30, 30), make(9, 8, 5, 5)
     out = ops.conv2d_forward(image, kernel)
     conv_gradients = ops.conv2d_backward(out, image, kernel)
+    steps, _, saved_network = ops.rnn_forward(make(10, 70, 30), make(90, 30), make(90, 90) / 9)
+    network_gradients = ops.rnn_backward(saved_network, steps)
     big = [make(300_000), make(200_001)]
     norm = np.array([ops.clip_by_global_norm_(big, 1.0)])
     soft = ops.softmax_forward(make(500, 400))
     return [
-        y, h_n, c_n, *gradients.values(), h, c_new, *gate_gradients.values(), out, *conv_gradients.values(), norm,
-        *big, soft, ops.activation_forward("tanh", make(400_000)),
+        y, h_n, c_n, *gradients.values(), h, c_new, *gate_gradients.values(), out, *conv_gradients.values(), steps,
+        *network_gradients.values(), norm, *big, soft, ops.activation_forward("tanh", make(400_000)),
     ]  # fmt: skip
 
 

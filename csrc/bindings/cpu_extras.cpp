@@ -1,15 +1,30 @@
-// The CPU's threads and instruction sets.
+// The CPU's threads and instruction sets, and the op that no other backend has.
 
 #include <pybind11/stl.h>
 
 #include "bindings/extras.h"
+#include "bindings/operation.h"
 #include "cpu/isa.h"
+#include "cpu/rnn.h"
 #include "cpu/thread_pool.h"
 
 namespace fusecell::bindings {
 namespace {
 
-namespace py = pybind11;
+struct Rnn {
+  using Forward = RnnForward;
+  using Backward = RnnBackward;
+  static constexpr auto forward_scratch = cpu::rnn_forward_scratch;
+  static constexpr auto backward_scratch = cpu::rnn_backward_scratch;
+  static constexpr auto forward = cpu::rnn_forward;
+  static constexpr auto backward = cpu::rnn_backward;
+
+  static void describe_outputs(const RnnShape& shape, py::dict& plan) {
+    plan["y"] = Shape{shape.steps, shape.batch, shape.channels};
+    plan["h_n"] = Shape{shape.batch, shape.channels};
+    plan["keeps_a"] = shape.keeps_a();
+  }
+};
 
 py::dict build_info() {
   py::dict info;
@@ -52,6 +67,7 @@ uintptr_t address(const py::object& array) {
 void define_extras(py::module_& m) {
   cpu::kernels();       // a bad FUSECELL_ISA is an error at import
   cpu::emulates_amx();  // so is a bad FUSECELL_EMULATE_AMX
+  define<Rnn>(m, "rnn");
   m.def("address", &address);
   m.def("set_num_threads", &cpu::set_num_threads);
   m.def("get_num_threads", &cpu::num_threads);

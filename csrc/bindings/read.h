@@ -6,6 +6,7 @@
 #include "problem/conv_lstm.h"
 #include "problem/convolution.h"
 #include "problem/lstm_gates.h"
+#include "problem/rnn.h"
 
 namespace fusecell::bindings {
 
@@ -104,6 +105,36 @@ inline void read(Arguments& tensors, ConvLstmBackward& to) {
   tensors.take("dpeephole", to.dpeephole);
   tensors.take("dh_0", to.dh_0);
   tensors.take("dc_0", to.dc_0);
+}
+
+inline void read(Arguments& options, RnnOptions& to) {
+  options.take("activation", to.activation);
+  options.take("slope", to.slope);
+  options.take("alpha", to.alpha);
+  options.take("relu_at_zero", to.relu_at_zero);
+}
+
+inline void read(Arguments& tensors, RnnForward& to) {
+  tensors.take("x", to.x);
+  tensors.take("weight_ih", to.weight_ih);
+  tensors.take("weight_hh", to.weight_hh);
+  tensors.take("bias", to.bias);
+  tensors.take("h_0", to.h_0);
+  tensors.take("y", to.y);
+  tensors.take("h_n", to.h_n);
+  tensors.take("a", to.a);
+}
+
+inline void read(Arguments& tensors, RnnBackward& to) {
+  read(tensors, static_cast<RnnForward&>(to));
+  tensors.take("dy", to.dy);
+  tensors.take("dh_n", to.dh_n);
+  tensors.take("dx", to.dx);
+  tensors.take("dweight_ih", to.dweight_ih);
+  tensors.take("dweight_hh", to.dweight_hh);
+  tensors.take("dbias", to.dbias);
+  tensors.take("dh_0", to.dh_0);
+  tensors.take("statistics", to.statistics);
 }
 
 inline void read_options(const py::dict& values, UpdateParameters<double>& to) {

@@ -8,6 +8,7 @@
 #include "cpu/cell_run.h"
 #include "cpu/direct_kernels.h"
 #include "cpu/elementwise.h"
+#include "cpu/matrix_product.h"
 #include "cpu/winograd_kernels.h"
 
 #define FUSECELL_JOIN_(a, b) a##b
@@ -29,6 +30,7 @@ constexpr Kernels<S> make_kernels() {
           .winograd = {winograd_kernels<S, 4>(), winograd_kernels<S, 2>()},
           .winograd_product = winograd_product<S>,
           .winograd_gradient = winograd_gradient<S>,
+          .matrix_product = matrix_product<S>,
           .cell_forward = cell_forward<S>,
           .cell_backward = cell_backward<S>,
           .activation_forward = activation_forward<S>,

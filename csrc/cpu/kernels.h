@@ -144,6 +144,21 @@ struct Bfloat16Kernels {
   void (*gradient)(const Bfloat16Gradient&);
 };
 
+// out[m][n] = start[m][n] + sum over k of left(m, k) * right[k][n]. Rows of `right` are readable up to a whole vector
+// behind the last column's.
+template <class S>
+struct MatrixProduct {
+  const S* left;
+  int64_t left_row, left_term;  // between rows m, between terms k
+  const S* right;
+  int64_t right_pitch;
+  const S* start;  // null: zero; may be `out`
+  int64_t start_pitch;
+  S* out;
+  int64_t out_pitch;
+  int64_t rows, columns, terms;
+};
+
 // A run of n pixels of one channel: the unit of the pointwise tier. Pointers that an option does not use are null.
 template <class S>
 struct CellRun {
@@ -188,6 +203,7 @@ struct Kernels {
   WinogradKernels<S> winograd[2];  // of 3 x 3 and of 5 x 5 taps
   void (*winograd_product)(const WinogradProduct<S>&);
   void (*winograd_gradient)(const WinogradGradient<S>&);
+  void (*matrix_product)(const MatrixProduct<S>&);
   void (*cell_forward)(const CellForwardRun<S>&);
   void (*cell_backward)(const CellBackwardRun<S>&);
   void (*activation_forward)(Activation, const ActivationParameters<S>&, int64_t n, const S* x, S* y);

@@ -533,6 +533,52 @@ ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
   return shape;
 }
 
+RnnShape validate(const RnnForward& args, Stage stage) {
+  expect_floating("x", args.x);
+  const DType dtype = args.x.dtype;
+  expect_rank("x", args.x, "[T, B, I]", 3);
+  expect_extents("x", args.x, 2, 1);
+  expect_array("weight_ih", args.weight_ih, dtype);
+  expect_rank("weight_ih", args.weight_ih, "[C, I]", 2);
+  expect_extents("weight_ih", args.weight_ih, 0, 1);
+  RnnShape shape;
+  shape.dtype = dtype;
+  shape.steps = args.x.shape[0];
+  shape.batch = args.x.shape[1];
+  shape.inputs = args.x.shape[2];
+  shape.channels = args.weight_ih.shape[0];
+  const int64_t C = shape.channels;
+  expect_shape("weight_ih", args.weight_ih, {C, shape.inputs});
+  expect("weight_hh", args.weight_hh, dtype, {C, C}, Need::required);
+  expect("bias", args.bias, dtype, {C}, Need::optional);
+  expect("h_0", args.h_0, dtype, {shape.batch, C}, Need::optional);
+  shape.kind = activation_from_name("activation", args.options.activation);
+  expect_half("relu_at_zero", args.options.relu_at_zero);
+  shape.parameters = activation_parameters(args.options.slope, args.options.alpha, args.options.relu_at_zero);
+  checked_product("y", {shape.steps, shape.batch, C});
+  const Need kept = shape.keeps_a() ? required_at_run(stage) : Need::optional;
+  expect("y", args.y, dtype, {shape.steps, shape.batch, C}, required_at_run(stage));
+  expect("a", args.a, dtype, {shape.steps, shape.batch, C}, kept);
+  expect("h_n", args.h_n, dtype, {shape.batch, C}, required_at_run(stage));
+  return shape;
+}
+
+RnnShape validate(const RnnBackward& args, Stage stage) {
+  const RnnShape shape = validate(static_cast<const RnnForward&>(args), Stage::plan);
+  const Shape state = {shape.batch, shape.channels}, sequence = joined({shape.steps}, state);
+  expect("y", args.y, shape.dtype, sequence, required_at_run(stage));
+  expect("a", args.a, shape.dtype, sequence, shape.keeps_a() ? required_at_run(stage) : Need::optional);
+  expect("dy", args.dy, shape.dtype, sequence, Need::optional);
+  expect("dh_n", args.dh_n, shape.dtype, state, Need::optional);
+  expect("dx", args.dx, shape.dtype, args.x.shape, Need::optional);
+  expect("dweight_ih", args.dweight_ih, shape.dtype, args.weight_ih.shape, Need::optional);
+  expect("dweight_hh", args.dweight_hh, shape.dtype, args.weight_hh.shape, Need::optional);
+  if (args.dbias.present) expect("dbias", args.dbias, shape.dtype, args.bias.shape, Need::required);
+  expect("dh_0", args.dh_0, shape.dtype, state, Need::optional);
+  expect("statistics", args.statistics, DType::float64, {shape.steps, kRnnStatistics}, Need::optional);
+  return shape;
+}
+
 void validate(const backend::Update& args) {
   const auto expect_list = [&](const std::string& name, const std::vector<Tensor>& list, bool slot) {
     if (slot && list.empty()) return;

@@ -8,6 +8,7 @@
 #include "problem/conv_lstm.h"
 #include "problem/convolution.h"
 #include "problem/lstm_gates.h"
+#include "problem/rnn.h"
 
 namespace fusecell {
 
@@ -21,6 +22,8 @@ LstmGatesShape validate(const LstmGatesForward& args, Stage stage);
 LstmGatesShape validate(const LstmGatesBackward& args, Stage stage);
 ConvLstmShape validate(const ConvLstmForward& args, Stage stage);
 ConvLstmShape validate(const ConvLstmBackward& args, Stage stage);
+RnnShape validate(const RnnForward& args, Stage stage);
+RnnShape validate(const RnnBackward& args, Stage stage);
 
 // The parameters of the activations: finite, at_zero 0, 0.5 or 1.
 ActivationParameters<double> activation_parameters(double slope, double alpha, double at_zero);

@@ -15,12 +15,14 @@ from fusecell._typing import Array
 
 Arrays = dict[str, Array | None]
 
+_SMOOTH = ("tanh", "softsign", "identity", "sigmoid", "softplus")
+
 
 @dataclass(frozen=True)
 class Case:
     """A call of an op: `arguments(rng)` makes its arrays, named as the op's positional arguments."""
 
-    op: str  # conv_lstm, lstm_gates, conv2d or activation: the prefix of <op>_forward and <op>_backward
+    op: str  # conv_lstm, lstm_gates, conv2d or rnn: the prefix of <op>_forward and <op>_backward
     reason: str
     shape: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
@@ -36,7 +38,7 @@ class Case:
     @property
     def smooth(self) -> bool:
         """Whether finite differences apply everywhere: no kinks."""
-        return self.options.get("activation", "tanh") in ("tanh", "softsign", "identity") and not self.options.get(
+        return self.options.get("activation", "tanh") in _SMOOTH and not self.options.get(
             "recurrent_activation", "sigmoid"
         ).startswith("hard")
 
@@ -124,10 +126,23 @@ def _conv2d(rng: np.random.Generator, shape: dict[str, Any], options: dict[str, 
     }
 
 
+def _rnn(rng: np.random.Generator, shape: dict[str, Any], options: dict[str, Any]) -> Arrays:
+    s = {"T": 4, "B": 3, "I": 3, "C": 5} | shape
+    state = (s["B"], s["C"])
+    return {
+        "x": rng.standard_normal((s["T"], s["B"], s["I"])),
+        "weight_ih": rng.standard_normal((s["C"], s["I"])) / np.sqrt(s["I"]),
+        "weight_hh": rng.standard_normal((s["C"], s["C"])) / np.sqrt(s["C"]),
+        "bias": rng.standard_normal(s["C"]) if s.get("bias", True) else None,
+        "h_0": rng.uniform(-0.9, 0.9, state) if s.get("start", True) else None,
+    }
+
+
 _BUILDERS: dict[str, Callable[[np.random.Generator, dict[str, Any], dict[str, Any]], Arrays]] = {
     "conv_lstm": _conv_lstm,
     "lstm_gates": _lstm_gates,
     "conv2d": _conv2d,
+    "rnn": _rnn,
 }
 
 
@@ -230,6 +245,29 @@ def _convolutions() -> Iterator[Case]:
     yield case("B of 0", {"B": 0})
 
 
+def _plain_networks() -> Iterator[Case]:
+    def case(reason: str, shape: dict[str, Any] | None = None, **options: Any) -> Case:
+        return Case("rnn", reason, shape or {}, options)
+
+    yield case("the default network")
+    yield case("no bias, no initial state", {"bias": False, "start": False})
+    for activation in ACTIVATIONS:
+        yield case(activation, {"T": 3, "B": 2}, activation=activation)
+    yield case("leaky_relu and its slope", {}, activation="leaky_relu", slope=0.3)
+    yield case("elu and its alpha", {}, activation="elu", alpha=0.6)
+    yield case("one sample, two units: a step is smaller than a vector", {"T": 9, "B": 1, "C": 2}, activation="sigmoid")
+    yield case("one unit, one input", {"C": 1, "I": 1})
+    yield case("one more sample than a group, one more unit than two vectors", {"B": 9, "C": 33, "I": 17})
+    yield case("tiles of three vectors, and two more", {"B": 8, "C": 80, "I": 79, "T": 2})
+    yield case(
+        "several groups, several blocks of rows, more terms than are summed at a time", {"T": 5, "B": 70, "C": 9}
+    )
+    yield case("T of 1", {"T": 1})
+    yield case("T of 1, no initial state", {"T": 1, "start": False})
+    yield case("T of 0: the state passes through", {"T": 0})
+    yield case("B of 0", {"B": 0})
+
+
 def _tiles() -> Iterator[Case]:
     """What Winograd's tiles ask for beyond the table: 4 or 2 outputs wide, 6x6 pixels each."""
     for k, side in ((3, 4), (5, 2)):
@@ -258,6 +296,15 @@ def _bfloat16_tiles() -> Iterator[Case]:
 
 
 CASES: tuple[Case, ...] = (*_sequences(), *_gates(), *_convolutions())
+
+
+ACTIVATIONS = (
+    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus",
+    "hard_sigmoid", "hard_sigmoid_keras2", "hard_tanh", "softsign",
+)  # fmt: skip
+
+RNN_CASES: tuple[Case, ...] = tuple(_plain_networks())
+"""Of the plain recurrent network. For the CPU alone."""
 
 
 def _steps_by_one(case: Case) -> bool:
@@ -290,11 +337,6 @@ BFLOAT16_CASES = _computed_by("bfloat16", filter(_takes_bfloat16, (*CASES, *_bfl
 """The smooth cases of the table that products of bfloat16 can take, and those that their tiles ask for. For the CPU, in
 float32, where `fusecell._dispatch.amx()` is "usable" or "emulated"."""
 
-ACTIVATIONS = (
-    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "softplus",
-    "hard_sigmoid", "hard_sigmoid_keras2", "hard_tanh", "softsign",
-)  # fmt: skip
-
 
 # ------------------------------------------------------------------------------------------------ running a case
 Results = dict[str, Array]
@@ -326,7 +368,7 @@ TOLERANCE = {
     "bfloat16": {"float32": Tolerance(2.0**-6, 2.0**-6)},
 }
 
-OUTPUTS = {"conv_lstm": ("y", "h_n", "c_n"), "lstm_gates": ("h", "c"), "conv2d": ("y",)}
+OUTPUTS = {"conv_lstm": ("y", "h_n", "c_n"), "lstm_gates": ("h", "c"), "conv2d": ("y",), "rnn": ("y", "h_n")}
 
 
 def run_case(module: Any, case: Case, arguments: Arrays, upstream: list[Array] | None, **extra: Any) -> Outcome:

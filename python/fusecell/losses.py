@@ -1,10 +1,12 @@
-"""Losses: each returns (loss, gradient of the prediction), means over every element or example.
+"""Losses: each returns (loss, gradient of the prediction), means over every element or example; and the L2 penalty.
 
 Sums are taken in float64 whatever the dtype; the gradient has the prediction's dtype. All are stable: no overflow
 for logits of any finite size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -65,6 +67,45 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     np.put_along_axis(gradient, index, picked - 1, axis=1)
     gradient *= np.asarray(1.0 / labels.size, logits.dtype)
     return float(np.mean(losses, dtype=np.float64)), gradient
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter's own name, the part behind the last dot, starts or ends with "weight"."""
+    own = name.rpartition(".")[2]
+    return own.startswith("weight") or own.endswith("weight")
+
+
+def l2_penalty(
+    parameters: Mapping[str, Array], strength: float, only: Callable[[str], bool] = is_weight
+) -> tuple[float, dict[str, Array]]:
+    """strength * sum of w^2 over the parameters that `only` chooses by name, and its gradients 2 strength w.
+
+    By default weights alone, no biases. This is Keras's regularizers.L2(strength); torch's weight_decay of d is
+    strength d / 2. The value belongs to the loss, the gradients to its gradients: `add_gradients`.
+    Raises ValueError for a strength that is negative or not finite.
+    """
+    if not 0.0 <= strength < np.inf:
+        raise ValueError(f"strength: expected a finite number of at least 0, got {strength}")
+    chosen = {name: array for name, array in parameters.items() if only(name)}
+    total = sum(float(np.sum(np.square(array, dtype=np.float64))) for array in chosen.values())
+    gradients = {name: array * np.asarray(2.0 * strength, array.dtype) for name, array in chosen.items()}
+    return strength * total, gradients
+
+
+def add_gradients(gradients: Mapping[str, Array], more: Mapping[str, Array]) -> dict[str, Array]:
+    """All of `gradients`, those that `more` has too as new arrays with both added up.
+
+    Raises KeyError for a name that only `more` has, ValueError or TypeError for a shape or dtype that differs.
+    """
+    unknown = sorted(more.keys() - gradients.keys())
+    if unknown:
+        raise KeyError(f"more: expected names among {', '.join(gradients)}, got {', '.join(unknown)}")
+    for name, array in more.items():
+        if array.shape != gradients[name].shape:
+            raise ValueError(f"{name}: expected {gradients[name].shape}, got {array.shape}")
+        if array.dtype != gradients[name].dtype:
+            raise TypeError(f"{name}: expected {gradients[name].dtype}, got {array.dtype}")
+    return {name: array + more[name] if name in more else array for name, array in gradients.items()}
 
 
 def _check_pair(name: str, pred: Array, target: Array) -> None:

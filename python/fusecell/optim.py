@@ -144,8 +144,7 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Kingma and Ba 2015, as torch.optim.Adam: p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps).
 
-    weight_decay adds decay * p to g; with decoupled=True it shrinks p by 1 - lr decay instead (AdamW, Loshchilov and
-    Hutter 2019).
+    weight_decay adds decay * p to g; with decoupled=True it shrinks p by 1 - lr decay instead, as `AdamW` does.
     """
 
     def __init__(
@@ -175,4 +174,27 @@ class Adam(Optimizer):
         ops.adam_update_(
             parameters, gradients, self._slot("mean"), self._slot("square"), step=self.steps, lr=self.lr,
             betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, decoupled=self.decoupled, **clipping,
+        )  # fmt: skip
+
+
+class AdamW(Adam):
+    """Adam whose decay is decoupled from the gradient: p shrinks by 1 - lr decay (Loshchilov and Hutter 2019).
+
+    As torch.optim.AdamW, with its defaults.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Array],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        error_if_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(
+            parameters, lr, betas, eps, weight_decay, decoupled=True, clip_norm=clip_norm, clip_value=clip_value,
+            error_if_nonfinite=error_if_nonfinite,
         )  # fmt: skip

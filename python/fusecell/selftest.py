@@ -17,6 +17,7 @@ from fusecell._cases import (
     ACTIVATIONS,
     BFLOAT16_CASES,
     CASES,
+    RNN_CASES,
     TOLERANCE,
     WINOGRAD_CASES,
     Case,
@@ -147,7 +148,8 @@ def rows(names: Collection[str]) -> Iterator[Row]:
     others = {"activation": _error_of_activations, "softmax": _error_of_softmax, "clipping": _error_of_clipping}
     for backend in names:
         table = {op: [case for case in CASES if case.op == op] for op in ("conv_lstm", "lstm_gates", "conv2d")}
-        if backend == "cpu":  # which alone knows these algorithms
+        if backend == "cpu":  # which alone knows this op and these algorithms
+            table["rnn"] = list(RNN_CASES)
             table["winograd"] = list(WINOGRAD_CASES)
             table["bfloat16"] = list(BFLOAT16_CASES) if _dispatch.amx() in ("usable", "emulated") else []
         for dtype in ("float64", "float32"):

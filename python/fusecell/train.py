@@ -152,7 +152,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything that `restore` needs."""
-        arrays = {f"model.{name}": array for name, array in self.model.parameters().items()}
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
         arrays.update({f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()})
         arrays["history.losses"] = np.array(self.losses, np.float64)
         arrays["history.held_out"] = np.array(self.held_out, np.float64).reshape(-1, 2)
@@ -431,7 +431,7 @@ def _settings_of(meta: Mapping[str, Any], path: Path) -> Settings:
 
 def _load_parameters(model: EncoderForecaster, arrays: Mapping[str, Array]) -> None:
     try:
-        model.load_parameters(_part(arrays, "model."))
+        model.load_state_dict(_part(arrays, "model."))
     except (KeyError, TypeError, ValueError) as error:
         raise SettingsError(f"checkpoint: of another version of fusecell, whose network differs: {error}") from None
 

@@ -10,11 +10,24 @@ There is no hidden random state: every draw comes from the generator given as `r
 
 from __future__ import annotations
 
-from fusecell.layers.activation import Activation
+from fusecell.layers.activation import Activation, bounds
 from fusecell.layers.base import Composite, Layer
+from fusecell.layers.batch_norm import BatchNorm
 from fusecell.layers.conv import Conv2D
 from fusecell.layers.conv_lstm import ConvLSTM2D
 from fusecell.layers.dense import Dense
 from fusecell.layers.sequential import Sequential
+from fusecell.layers.simple_rnn import SimpleRNN
 
-__all__ = ["Activation", "Composite", "Conv2D", "ConvLSTM2D", "Dense", "Layer", "Sequential"]
+__all__ = [
+    "Activation",
+    "BatchNorm",
+    "Composite",
+    "Conv2D",
+    "ConvLSTM2D",
+    "Dense",
+    "Layer",
+    "Sequential",
+    "SimpleRNN",
+    "bounds",
+]

@@ -6,6 +6,30 @@ from fusecell import ops
 from fusecell._typing import Array
 from fusecell.layers.base import Layer
 
+_BOUNDS: dict[str, tuple[float, float] | None] = {
+    "identity": None,
+    "sigmoid": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "relu": None,
+    "leaky_relu": None,
+    "elu": None,
+    "softplus": None,
+    "hard_sigmoid": (0.0, 1.0),
+    "hard_sigmoid_keras2": (0.0, 1.0),
+    "hard_tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+}
+
+
+def bounds(name: str) -> tuple[float, float] | None:
+    """The range (low, high) that an activation's output cannot leave; None unless it is bounded on both sides.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in _BOUNDS:
+        raise ValueError(f"name: expected one of {', '.join(_BOUNDS)}, got {name!r}")
+    return _BOUNDS[name]
+
 
 class Activation(Layer):
     """y = name(x), any shape: sigmoid, tanh, relu, leaky_relu, elu, softplus, hard_sigmoid,
@@ -23,6 +47,7 @@ class Activation(Layer):
         """y of x's shape and dtype. Raises ValueError for an unknown name."""
         y = ops.activation_forward(self.name, x, slope=self.slope, alpha=self.alpha)
         self._saved = (x, y)
+        self._activity = {"": y}
         return y
 
     def backward(self, dy: Array) -> Array:

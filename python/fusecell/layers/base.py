@@ -27,6 +27,8 @@ class Layer(ABC):
         self.training = True
         self._parameters: dict[str, Array] = {}
         self._gradients: dict[str, Array] = {}
+        self._buffers: dict[str, Array] = {}
+        self._activity: dict[str, Array] = {}
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
@@ -50,13 +52,24 @@ class Layer(ABC):
             raise RuntimeError(f"{type(self).__name__}.gradients: call backward first")
         return dict(self._gradients)
 
+    def buffers(self) -> dict[str, Array]:
+        """The live arrays besides the parameters that training changes and evaluation needs: running statistics."""
+        return dict(self._buffers)
+
+    def activity(self) -> dict[str, Array]:
+        """What the units gave in the last forward, not copied, by name: "" for a layer with one set of them.
+
+        Empty before a forward, and for a layer without units of its own.
+        """
+        return dict(self._activity)
+
     def train(self: _L) -> _L:
-        """Training mode: dropout and zoneout draw. Returns self."""
+        """Training mode: dropout and zoneout draw, normalisation takes the batch's statistics. Returns self."""
         self.training = True
         return self
 
     def eval(self: _L) -> _L:
-        """Evaluation mode: nothing is drawn. Returns self."""
+        """Evaluation mode: nothing is drawn, running statistics are used and stay. Returns self."""
         self.training = False
         return self
 
@@ -69,6 +82,23 @@ class Layer(ABC):
         check_like(own, arrays, "parameters")
         for name, array in own.items():
             array[...] = arrays[name]
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and buffers: what a checkpoint keeps of a layer."""
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
+        """Take over what `state_dict` gave. All of it or, on an error, nothing.
+
+        Raises KeyError for a name missing or unknown, ValueError for a shape, TypeError for a dtype that differ.
+        """
+        own = self._state()
+        check_like(own, arrays, f"{type(self).__name__} state")
+        for name, array in own.items():
+            array[...] = arrays[name]
+
+    def _state(self) -> dict[str, Array]:
+        return self.parameters() | self.buffers()
 
     def _keep_gradients(self, gradients: Mapping[str, Array]) -> None:
         self._gradients = {name: gradients[name] for name in self._parameters}
@@ -88,6 +118,15 @@ class Composite(Layer):
     def gradients(self) -> dict[str, Array]:
         """All children's gradients of the last backward, the same keys."""
         return {f"{c}.{n}": a for c, layer in self.children().items() for n, a in layer.gradients().items()}
+
+    def buffers(self) -> dict[str, Array]:
+        """All children's live buffers, named as their parameters are."""
+        return {f"{c}.{n}": a for c, layer in self.children().items() for n, a in layer.buffers().items()}
+
+    def activity(self) -> dict[str, Array]:
+        """All children's, named `<child>` or, where a child has several, `<child>.<name>`."""
+        found = {(c, n): a for c, layer in self.children().items() for n, a in layer.activity().items()}
+        return {f"{c}.{n}" if n else c: a for (c, n), a in found.items()}
 
     def train(self: _C) -> _C:
         """Training mode for every child. Returns self."""

@@ -56,7 +56,9 @@ class Conv2D(Layer):
         self._lead = x.shape[:-3]
         self._x = _fold(x)
         y = ops.conv2d_forward(self._x, weight, self._parameters.get("bias"), **self._options)
-        return y.reshape(*self._lead, *y.shape[-3:])
+        y = y.reshape(*self._lead, *y.shape[-3:])
+        self._activity = {"": y}
+        return y
 
     def backward(self, dy: Array) -> Array:
         """dx of x's shape, given dy of y's."""

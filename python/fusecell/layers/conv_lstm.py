@@ -125,7 +125,7 @@ class ConvLSTM2D(Layer):
         Raises ValueError or TypeError (ops's own, with the argument's name) for what does not fit.
         """
         start = self._start(x, state)
-        self._saved, self._masks = [], []
+        self._saved, self._masks, self._activity = [], [], {}
         final: list[State] = []
         for l in range(self.num_layers):
             self._masks.append(self._input_mask(x))
@@ -135,6 +135,7 @@ class ConvLSTM2D(Layer):
             for d in range(self.num_directions):
                 y, h, c, saved = self._run_cell(l, d, x, start[len(final)], lengths)
                 outputs.append(y)
+                self._activity[f"l{l}{self._suffixes[d]}"] = y
                 final.append((h, c))
                 self._saved.append(saved)
             x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)

@@ -81,7 +81,9 @@ class Dense(Layer):
             y: Array = np.matmul(rows, weight.T)
         if "bias" in self._parameters:
             y += self._parameters["bias"]
-        return y.reshape(*x.shape[:-1], weight.shape[0])
+        y = y.reshape(*x.shape[:-1], weight.shape[0])
+        self._activity = {"": y}
+        return y
 
     def backward(self, dy: Array) -> Array:
         """dx of x's shape. Raises ValueError or TypeError unless dy has y's shape and dtype."""

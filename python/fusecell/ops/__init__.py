@@ -1,7 +1,8 @@
 """The functional API: every op of fusecell, forward and backward, on NumPy arrays and on arrays on a GPU.
 
 NumPy arrays are computed on by the CPU; CuPy arrays, and any that speak DLPack or __cuda_array_interface__, by the GPU
-they lie on, on CuPy's current stream; results are arrays of the same library, from a GPU CuPy's.
+they lie on, on CuPy's current stream; results are arrays of the same library, from a GPU CuPy's. `rnn_forward` and
+`rnn_backward` are for NumPy arrays alone.
 
 Arrays that are computed on share one dtype: float32 or float64; on a GPU bfloat16 and float16, too, with sums in
 float32, and cell states (c, c_0, c_n and their gradients) that are float32 arrays. Any strides are accepted: an input
@@ -44,11 +45,14 @@ from fusecell.ops.conv_lstm import (
 )
 from fusecell.ops.lstm_gates import SavedGates, lstm_gates_backward, lstm_gates_forward
 from fusecell.ops.masks import bernoulli
+from fusecell.ops.rnn import RNN_STEP_STATISTICS, SavedRNN, rnn_backward, rnn_forward
 from fusecell.ops.updates import adam_update_, sgd_update_
 
 __all__ = [
+    "RNN_STEP_STATISTICS",
     "SavedConvLSTM",
     "SavedGates",
+    "SavedRNN",
     "activation_backward",
     "activation_forward",
     "adam_update_",
@@ -66,6 +70,8 @@ __all__ = [
     "global_norm",
     "lstm_gates_backward",
     "lstm_gates_forward",
+    "rnn_backward",
+    "rnn_forward",
     "sgd_update_",
     "softmax_backward",
     "softmax_forward",

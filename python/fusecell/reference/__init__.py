@@ -32,10 +32,12 @@ from ._convolution import conv2d_backward, conv2d_forward
 from ._gates import lstm_gates_backward, lstm_gates_forward
 from ._options import GateOptions, SequenceOptions, StepOptions
 from ._philox import bernoulli
+from ._rnn import RNN_STEP_STATISTICS, rnn_backward, rnn_forward
 from ._sequence import conv_lstm_backward, conv_lstm_forward, conv_lstm_step_backward, conv_lstm_step_forward
 from ._updates import adam_update_, sgd_update_
 
 __all__ = [
+    "RNN_STEP_STATISTICS",
     "GateOptions",
     "SequenceOptions",
     "StepOptions",
@@ -56,6 +58,8 @@ __all__ = [
     "global_norm",
     "lstm_gates_backward",
     "lstm_gates_forward",
+    "rnn_backward",
+    "rnn_forward",
     "sgd_update_",
     "softmax_backward",
     "softmax_forward",
