@@ -12,9 +12,9 @@ from fusecell._extras import require_installed
 from fusecell._typing import Array
 from fusecell.baselines import MARK
 
-_NIGHT, _TEXT, _DIM = "#0e1116", "#e6e9ef", "#8b93a3"
-_INPUT, _TRUTH, _FORECAST = "#6cb6ff", "#e6e9ef", "#ffb454"
-_COLOURS = "inferno"
+NIGHT, TEXT, DIM = "#0e1116", "#e6e9ef", "#8b93a3"
+INPUT, TRUTH, FORECAST = "#6cb6ff", "#e6e9ef", "#ffb454"
+COLOURS = "inferno"
 _WHY = "drawing the results"
 
 
@@ -31,22 +31,22 @@ def loss_curve(
 
     losses [S]: of each training batch; held_out [M, 2] of (step, loss); trivial: name to error, drawn as levels.
     """
-    figure = _figure(7.6, 4.3)
+    figure = new_figure(7.6, 4.3)
     axes = figure.add_axes((0.095, 0.125, 0.7, 0.755))
-    _night_axes(axes)
+    night_axes(axes)
     steps = np.arange(1, len(losses) + 1)
     if len(losses):
-        axes.plot(steps, losses, color=_INPUT, alpha=0.18, linewidth=0.7)
-        axes.plot(steps, smooth(losses, max(1, len(losses) // 50)), color=_INPUT, linewidth=1.6, label="training")
-    axes.plot(held_out[:, 0], held_out[:, 1], "o-", color=_FORECAST, markersize=3.5, linewidth=1.6, label="held out")
+        axes.plot(steps, losses, color=INPUT, alpha=0.18, linewidth=0.7)
+        axes.plot(steps, smooth(losses, max(1, len(losses) // 50)), color=INPUT, linewidth=1.6, label="training")
+    axes.plot(held_out[:, 0], held_out[:, 1], "o-", color=FORECAST, markersize=3.5, linewidth=1.6, label="held out")
     axes.set_yscale("log")
     _levels(axes, trivial)
     _plain_log_ticks(axes)
-    axes.set_xlabel("training step", color=_DIM)
-    axes.set_ylabel("mean squared error", color=_DIM)
-    axes.set_title(title, color=_TEXT, loc="left", fontsize=11)
-    axes.legend(loc="lower left", frameon=False, labelcolor=_TEXT, fontsize=9)
-    _save(figure, path)
+    axes.set_xlabel("training step", color=DIM)
+    axes.set_ylabel("mean squared error", color=DIM)
+    axes.set_title(title, color=TEXT, loc="left", fontsize=11)
+    axes.legend(loc="lower left", frameon=False, labelcolor=TEXT, fontsize=9)
+    save_figure(figure, path)
 
 
 def smooth(values: Array, width: int) -> Array:
@@ -69,18 +69,18 @@ def strip(path: str | os.PathLike[str], inputs: Array, truth: Array, forecast: A
     pitch, label = cell + 0.05, 0.17
     block = 3 * pitch + 2 * label
     width, height = left + columns * pitch + 0.12, top + count * (block + between) - between + 0.1
-    figure = _figure(width, height)
-    figure.text(0.14 / width, 1 - 0.29 / height, _strip_title(steps, ahead), color=_TEXT, fontsize=11, va="center")
+    figure = new_figure(width, height)
+    figure.text(0.14 / width, 1 - 0.29 / height, _strip_title(steps, ahead), color=TEXT, fontsize=11, va="center")
     seen = [f"t = {t - steps + 1}".replace("-", "\N{MINUS SIGN}") for t in range(steps)]
     ahead_labels = [f"t = +{t + 1}" for t in range(ahead)]
     for n in range(count):
         y = top + n * (block + between)
-        _strip_row(figure, (left, y + label, cell), ("input", _INPUT), inputs[:, n, 0], columns - steps, seen)
+        _strip_row(figure, (left, y + label, cell), ("input", INPUT), inputs[:, n, 0], columns - steps, seen)
         y += label + pitch
-        _strip_row(figure, (left, y + label, cell), ("truth", _TRUTH), truth[:, n, 0], 0, ahead_labels)
+        _strip_row(figure, (left, y + label, cell), ("truth", TRUTH), truth[:, n, 0], 0, ahead_labels)
         y += label + pitch
-        _strip_row(figure, (left, y, cell), ("prediction", _FORECAST), forecast[:, n, 0], 0, None)
-    _save(figure, path)
+        _strip_row(figure, (left, y, cell), ("prediction", FORECAST), forecast[:, n, 0], 0, None)
+    save_figure(figure, path)
 
 
 def animation(
@@ -114,24 +114,24 @@ def animation(
 # ------------------------------------------------------------------------------------------------------- the parts
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure of its own canvas: no pyplot, no global state, no display."""
     require_plotting()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, facecolor=_NIGHT)
+    figure = Figure(figsize=(width, height), dpi=110, facecolor=NIGHT)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _night_axes(axes: Any) -> None:
-    axes.set_facecolor(_NIGHT)
-    axes.tick_params(colors=_DIM, which="both")
+def night_axes(axes: Any) -> None:
+    axes.set_facecolor(NIGHT)
+    axes.tick_params(colors=DIM, which="both")
     axes.grid(color="#ffffff", alpha=0.07, which="both")
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(_DIM)
+        spine.set_color(DIM)
 
 
 def _plain_log_ticks(axes: Any) -> None:
@@ -152,7 +152,7 @@ def _levels(axes: Any, trivial: Mapping[str, float]) -> None:
     apart = 0.05 * np.log(high / low)
     placed: list[float] = []
     for name, error in sorted(named.items(), key=lambda item: item[1]):
-        colour = _TEXT if name.startswith("mark") else _DIM
+        colour = TEXT if name.startswith("mark") else DIM
         axes.axhline(error, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.8)
         where = max([np.log(error), *(p + apart for p in placed[-1:])])
         placed.append(where)
@@ -184,11 +184,11 @@ def _strip_row(
         axes = figure.add_axes((x / width, 1 - (top + cell) / height, cell / width, cell / height))
         _draw_frame(axes, frame, name[1])
         if labels:
-            axes.set_title(labels[k], color=_DIM, fontsize=7.5, pad=2.5)
+            axes.set_title(labels[k], color=DIM, fontsize=7.5, pad=2.5)
 
 
 def _draw_frame(axes: Any, frame: Array, colour: str) -> None:
-    axes.imshow(frame, cmap=_COLOURS, vmin=0.0, vmax=1.0, interpolation="bicubic")
+    axes.imshow(frame, cmap=COLOURS, vmin=0.0, vmax=1.0, interpolation="bicubic")
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -201,11 +201,11 @@ def _animation_frame(above: Array, below: Array, caption: str, seen: bool) -> Ar
     """uint8 [height, width, 3] of two rows of frames [N, H, W] under a caption."""
     count, left, top, cell, gap = len(above), 0.95, 0.4, 1.12, 0.07
     width, height = left + count * (cell + gap) + 0.08, top + 2 * (cell + gap) + 0.08
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     figure.set_dpi(80)
-    colour = _INPUT if seen else _FORECAST
+    colour = INPUT if seen else FORECAST
     figure.text(left / width, 1 - 0.21 / height, caption, color=colour, fontsize=11, va="center")
-    rows = [("truth", _INPUT if seen else _TRUTH, above), ("network", colour, below)]
+    rows = [("truth", INPUT if seen else TRUTH, above), ("network", colour, below)]
     for r, (name, edge, frames) in enumerate(rows):
         _strip_row(figure, (left, top + r * (cell + gap), cell), (name, edge), frames, 0, None)
     figure.canvas.draw()
@@ -213,5 +213,5 @@ def _animation_frame(above: Array, below: Array, caption: str, seen: bool) -> Ar
     return pixels
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    figure.savefig(path, facecolor=_NIGHT, metadata={"Software": None})
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    figure.savefig(path, facecolor=NIGHT, metadata={"Software": None})
