@@ -215,6 +215,29 @@ def test_a_loss_that_draws_is_named(rng: np.random.Generator) -> None:
     assert "loss: two calls of fn differ" in str(check)
 
 
+def test_a_loss_that_differs_in_a_bit_is_named() -> None:
+    calls = iter(range(100))
+
+    def fn(x: Array) -> Result:
+        return float(np.sum(x)) * (1 + 1e-15 * next(calls)), {"x": np.ones_like(x)}
+
+    check = health.check_gradients(fn, {"x": np.ones(3)})
+    assert check.gradients["x"].right
+    assert not check.ok
+
+
+def test_a_nan_that_was_not_drawn_counts(rng: np.random.Generator) -> None:
+    def fn(x: Array) -> Result:
+        return float(np.sum(x)), {"x": np.where(np.arange(1000) == at, np.nan, 1.0)}
+
+    at = -1
+    assert health.check_gradients(fn, {"x": np.ones(1000)}, most=1).ok
+    at = next(
+        k for k in (0, 1) if k != health.check_gradients(fn, {"x": np.ones(1000)}, most=1).gradients["x"].worst[0]
+    )
+    assert not health.check_gradients(fn, {"x": np.ones(1000)}, most=1).ok
+
+
 def test_what_rounding_hides_is_not_called_wrong() -> None:
     def fn(x: Array, slope: float) -> Result:
         return float(1e6 + 1e-7 * np.sum(x)), {"x": np.full_like(x, slope)}
@@ -305,6 +328,9 @@ def test_a_step_that_is_none() -> None:
 # -------------------------------------------------------------------------------------------------------- poisoned
 
 
+FRESH = 1 << 22  # elements: memory so large comes from the system, and is 0
+
+
 def sum_begun_in_empty(x: Array) -> Array:
     total = np.empty(x.shape[1:])
     for row in x:
@@ -320,9 +346,9 @@ def test_memory_nobody_wrote_is_nan() -> None:
         for dtype in (np.float16, np.float32, np.float64, np.complex128):
             assert np.isnan(np.empty((2, 3), dtype)).all()
             assert np.isnan(np.empty_like(np.zeros((2, 3), dtype, order="F"))).all()
-        assert (np.empty(3, np.int16) == 32767).all()
-        assert (np.empty(3, np.uint8) == 255).all()
-        assert np.empty(3, bool).all()
+        assert (np.empty(FRESH, np.int16) == 32767).all()
+        assert (np.empty(FRESH, np.uint8) == 255).all()
+        assert np.empty(FRESH, bool).all()
         assert np.isnan(np.empty(())).all()
         assert np.empty((0, 3)).shape == (0, 3)
         assert np.empty(2, "datetime64[s]").shape == (2,)
@@ -334,7 +360,7 @@ def test_memory_nobody_wrote_is_nan() -> None:
 def test_bfloat16_is_poisoned_too() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     with health.poisoned():
-        assert np.isnan(np.empty(3, ml_dtypes.bfloat16).astype(float)).all()
+        assert np.isnan(np.empty(FRESH, ml_dtypes.bfloat16).astype(float)).all()
 
 
 def fail_within(value: float) -> None:
