@@ -9,8 +9,8 @@ from fusecell._typing import Array
 from fusecell.health._reach import output_bounds
 from fusecell.health._readings import Bounds, StepReading, UnitReading, read_steps, read_units, unit_axis
 from fusecell.layers import Activation, ConvLSTM2D, Dense, SimpleRNN
+from fusecell.layers.activation import bounds
 from fusecell.layers.base import Composite, Layer
-from fusecell.ops.activations import bounds
 
 Recurrent = tuple[Array, tuple[int, int] | None]
 """A recurrent weight, and the image that it is convolved with; None for a matrix."""
