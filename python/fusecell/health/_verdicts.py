@@ -92,7 +92,7 @@ def verdicts_of(run: Run) -> list[Verdict]:
         return []
     rules = (
         not_finite, exploding, vanishing, vanishing_by_layer, no_gradient, symmetric, softmax_of_activations,
-        bounded_output, saturated_gates, units, constant_output, penalty, updates, diverging,
+        bounded_output, saturated_gates, penalty, units, constant_output, updates, diverging,
     )  # fmt: skip
     found = [verdict for rule in rules for verdict in rule(run)]
     if any(v.name == "not finite" for v in found):  # all else follows from it
