@@ -39,9 +39,8 @@ def digits() -> tuple[Array, Array, Array, Array]:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    x, labels = (found.data / 16).astype(np.float32), found.target.astype(np.int64)
-    order = np.random.default_rng(0).permutation(len(x))
-    x, labels = x[order], labels[order]
+    order = np.random.default_rng(0).permutation(len(found.data))
+    x, labels = (found.data[order] / 16).astype(np.float32), found.target[order]
     return x[:EXAMPLES], labels[:EXAMPLES], x[EXAMPLES:], labels[EXAMPLES:]
 
 
@@ -110,11 +109,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     found = {name: train(100 if args.small else 1000, **how) for name, how in RUNS.items()}
     asked, *_, cured = found.values()
-    print(f"{'':30}  right  cross entropy     verdicts")
     for name, run in found.items():
-        (first, _), *_, (last, _) = run["history"]
-        verdicts = ", ".join(run["verdicts"]) or "nothing wrong"
-        print(f"{name:30}  {100 * run['accuracy']:3.0f} %  {first:5.3f} -> {last:5.3f}  {verdicts}")
+        entropy, verdicts = run["history"][[0, -1], 0], ", ".join(run["verdicts"])
+        print(f"{name:30}  {100 * run['accuracy']:3.0f} % right, cross entropy {entropy.round(3)}  {verdicts}")
     print(asked["report"])
     draw(args.out / "drowning_penalty.png", asked, cured)
     return found
