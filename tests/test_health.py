@@ -236,9 +236,7 @@ def test_logits_may_go_into_a_softmax():
 
 
 def test_a_constant_output():
-    monitor = run(
-        flat(), outputs=lambda n: np.full((20, 1), 0.3), targets=lambda n: rng(n).standard_normal((20, 1))
-    )
+    monitor = run(flat(), outputs=lambda n: np.full((20, 1), 0.3), targets=lambda n: rng(n).standard_normal((20, 1)))
     assert names(monitor) == ["constant output"]
 
 
