@@ -190,6 +190,7 @@ struct CellBackwardRun : CellRun<S> {
   S* dz[4];
   S *dbias_pixel[4], *dpeephole_pixel[3];     // += ; may be null
   double *dbias_channel, *dpeephole_channel;  // [4], [3], += ; may be null
+  double* statistics;                         // [kStepStatistics], += ; may be null
 };
 
 template <class S>
