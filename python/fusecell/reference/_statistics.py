@@ -7,7 +7,10 @@ import numpy as np
 from ._check import Array
 from ._gates import Activated, SavedGates, new_state_backward, zoneout_backward
 
-COLUMNS = 9
+STEP_STATISTICS = (
+    "count", "dh_squared", "dc_squared", "not_finite", "forget",
+    "saturated_i", "saturated_f", "saturated_g", "saturated_o",
+)  # fmt: skip
 HAVE_TWO_BOUNDS = ("tanh", "hard_tanh", "softsign")
 
 
