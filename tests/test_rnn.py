@@ -166,3 +166,9 @@ def test_messages(change: dict[str, Any], error: type[Exception], words: str) ->
     arguments = Case("rnn", "spoiled", {}).arguments(np.random.default_rng(0))
     with pytest.raises(error, match=words):
         ops.rnn_forward(**{**arguments, **change})
+
+
+def test_what_no_machine_can_hold_is_a_memory_error() -> None:
+    x = np.empty((0, 2**45, 1), np.float32)
+    with pytest.raises(MemoryError, match="h_n: expected at most"):
+        ops.rnn_forward(x, np.ones((4, 1), np.float32), np.ones((4, 4), np.float32))
