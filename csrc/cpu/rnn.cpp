@@ -8,6 +8,7 @@
 
 #include "base/arena.h"
 #include "base/dtype.h"
+#include "base/size.h"
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
 #include "cpu/work.h"
@@ -30,7 +31,7 @@ class Padded {
       : rows_(rows),
         columns_(columns),
         pitch_(blocks_of(lanes(), columns) * lanes()),
-        room_(arena.take<S>(rows * pitch_)) {}
+        room_(arena.take<S>(checked_product("scratch", {rows, pitch_}))) {}
 
   void fill(const S* from) { fill(from, columns_, 1); }
   void fill_transposed(const S* from) { fill(from, 1, rows_); }

@@ -561,6 +561,7 @@ RnnShape validate(const RnnForward& args, Stage stage) {
   expect_half("relu_at_zero", args.options.relu_at_zero);
   shape.parameters = activation_parameters(args.options.slope, args.options.alpha, args.options.relu_at_zero);
   checked_product("y", {shape.steps, shape.batch, C});
+  checked_product("h_n", {shape.batch, C});  // T may be 0
   const Need kept = shape.keeps_a() ? required_at_run(stage) : Need::optional;
   expect("y", args.y, dtype, {shape.steps, shape.batch, C}, required_at_run(stage));
   expect("a", args.a, dtype, {shape.steps, shape.batch, C}, kept);
