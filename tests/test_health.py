@@ -245,10 +245,24 @@ def test_one_example_at_a_time_is_enough_to_see_a_constant_output():
     assert names(monitor) == ["constant output"]
 
 
+def test_a_constant_output_whose_constant_still_moves():
+    monitor = run(
+        flat(),
+        outputs=lambda n: np.full((20, 1), 0.3 + 0.01 * (-1) ** n),
+        targets=lambda n: rng(n).standard_normal((20, 1)),
+    )
+    assert names(monitor) == ["constant output"]
+
+
 @pytest.mark.parametrize(("strength", "found"), [(5.0, ["penalty drowns the loss"]), (0.1, [])])
 def test_a_penalty(strength, found):
     losses = np.full(N, 1.0 + strength)
     assert names(run(losses, penalty=lambda n: strength)) == found
+
+
+def test_a_penalty_that_has_pressed_the_weights_to_nothing():
+    penalties = np.geomspace(20.0, 1e-6, N)
+    assert names(run(1.0 + penalties, penalty=lambda n: penalties[n])) == ["penalty drowns the loss"]
 
 
 # ----------------------------------------------------------------------------------------------------------- the class

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusecell._typing import Array
 from fusecell.health import _thresholds as at
-from fusecell.health._readings import Bad, Observation, StepReading, UnitReading
+from fusecell.health._readings import Bad, Observation, OutputReading, StepReading, UnitReading
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def verdicts_of(run: Run) -> list[Verdict]:
         return []
     rules = (
         not_finite, exploding, vanishing, vanishing_by_layer, no_gradient, symmetric, softmax_of_activations,
-        bounded_output, saturated_gates, units, constant_output, penalty, updates, diverging,
+        bounded_output, saturated_gates, penalty, units, constant_output, updates, diverging,
     )  # fmt: skip
     found = [verdict for rule in rules for verdict in rule(run)]
     if any(v.name == "not finite" for v in found):  # all else follows from it
@@ -340,11 +340,7 @@ def constant_output(run: Run) -> Iterator[Verdict]:
     read = [o.outputs for o in run.recent if o.outputs is not None and len(o.outputs.target_mean)]
     if not run.stuck() or not read:
         return
-    spreads = []
-    for values, squares in (("mean", "square"), ("target_mean", "target_square")):
-        mean = np.mean([getattr(r, values) for r in read], axis=0)
-        square = np.mean([getattr(r, squares) for r in read], axis=0)
-        spreads.append(float(np.sqrt(np.mean(np.maximum(square - mean**2, 0)))))
+    spreads = [_spread(read, *names) for names in (("mean", "square"), ("target_mean", "target_square"))]
     if spreads[1] > 0 and spreads[0] <= at.CONSTANT * spreads[1]:
         yield Verdict(
             "constant output", "the output", f"its spread over examples is {spreads[0]:.1e}, that of the targets "
@@ -352,20 +348,33 @@ def constant_output(run: Run) -> Iterator[Verdict]:
         )  # fmt: skip
 
 
+def _spread(read: Sequence[OutputReading], mean: str, square: str) -> float:
+    """The standard deviation over the examples of one step: a constant moves from step to step as its bias learns.
+
+    Over all steps where each has a single example.
+    """
+    means, squares = (np.array([getattr(r, name) for r in read]) for name in (mean, square))
+    if all(r.examples == 1 for r in read):
+        means, squares = means.mean(axis=0), squares.mean(axis=0)
+    return float(np.sqrt(np.mean(np.maximum(squares - means**2, 0))))
+
+
 def penalty(run: Run) -> Iterator[Verdict]:
-    """A penalty that is most of the loss while the rest of it does not fall."""
+    """A penalty that is most of the loss, now or at first, while the rest of it does not fall.
+
+    At first: one that has pressed the weights to nothing is small afterwards.
+    """
     given = [o for o in run.observations if o.loss is not None and o.penalty is not None]
     if len(given) < at.ENOUGH:
         return
     own = np.array([(o.loss or 0.0) - (o.penalty or 0.0) for o in given])
-    recent = given[-len(run.recent) :]
-    share = float(np.median([(o.penalty or 0.0) / max((o.loss or 0.0) - (o.penalty or 0.0), 1e-300) for o in recent]))
-    at_most = float(np.median([(o.penalty or 0.0) / max((o.loss or 0.0) - (o.penalty or 0.0), 1e-300) for o in given]))
+    shares = np.array([o.penalty or 0.0 for o in given]) / np.maximum(own, 1e-300)
+    share = max(float(np.median(part)) for part in (shares[: at.FEW], shares, shares[-len(run.recent) :]))
     fifth = max(3, len(own) // 5)
     falls = float(np.median(own[-fifth:])) < at.FALLEN * float(np.median(own[:3]))
-    if max(share, at_most) >= at.DROWNS and not falls:
+    if share >= at.DROWNS and not falls:
         yield Verdict(
-            "penalty drowns the loss", "the loss", f"the penalty is {max(share, at_most):.1f} times the rest, which "
+            "penalty drowns the loss", "the loss", f"the penalty is {share:.1f} times the rest, which "
             f"does not fall ({own[0]:.3g} -> {own[-1]:.3g})", "lower its strength tenfold until the rest falls",
         )  # fmt: skip
 
