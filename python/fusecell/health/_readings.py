@@ -116,13 +116,14 @@ def read_parameter(value: Any, gradient: Any | None, *, look_for_twins: bool) ->
     """Of a live parameter and its gradient."""
     size, matrix = _arrays.norm(value), value.ndim >= 2
     own = None if gradient is None else _arrays.norm(gradient)
-    bad = None
-    if not np.isfinite(size):
-        bad = Bad(*_arrays.first_bad(value))
-    elif own is not None and not np.isfinite(own):
-        bad = Bad(*_arrays.first_bad(gradient))
+    bad = _bad(value) or (None if gradient is None else _bad(gradient))
     twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1)) if look_for_twins and matrix else None
     return ParameterReading(size, own, value.shape[0] if value.ndim else 1, twins, None, matrix, bad)
+
+
+def _bad(array: Any) -> Bad | None:
+    found = _arrays.not_finite(array)
+    return None if found is None else Bad(*found)
 
 
 def twin_share(rows: Array) -> float:
@@ -135,9 +136,7 @@ def twin_share(rows: Array) -> float:
 
 def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
     """Of a layer's output; axis: that of the units. Of large outputs every n-th example is taken."""
-    bad = None
-    if not np.isfinite(_arrays.norm(y)):
-        bad = Bad(*_arrays.first_bad(y))
+    bad = _bad(y)
     values = _examples_by_units(y, axis)
     finite = np.where(np.isfinite(values), values, 0.0) if bad else values
     top, bottom, size = finite.max(axis=0), finite.min(axis=0), np.abs(finite)

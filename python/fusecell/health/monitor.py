@@ -146,8 +146,9 @@ class Monitor:
         step: the time step, if it is within a loop over time. Within `health.poisoned()` what is found is memory that
         was read before it was written.
         """
-        if self._found is None and not np.isfinite(_arrays.norm(array)):
-            self._found = _verdict_of_look(self.iteration, name, array, step)
+        bad = None if self._found else _arrays.not_finite(array)
+        if bad is not None:
+            self._found = _verdict_of_look(self.iteration, name, step, *bad)
 
     def detach(self) -> None:
         """Leave the model as it was before; what was observed stays."""
@@ -238,11 +239,9 @@ def _source_of(model: Any) -> Source:
     raise TypeError(f"model: expected a fusecell Layer, a torch.nn.Module or None, got {type(model).__name__}")
 
 
-def _verdict_of_look(iteration: int, name: str, array: Any, step: int | None) -> Verdict:
-    count, place = _arrays.first_bad(array)
+def _verdict_of_look(iteration: int, name: str, step: int | None, count: int, place: tuple[int, ...]) -> Verdict:
     at_step = "" if step is None else f" at time step {step}"
-    words = f"first in iteration {iteration}{at_step}: {count} values are NaN or infinite"
-    words += "" if place is None else f", the first at {list(place)}"
+    words = f"first in iteration {iteration}{at_step}: {count} values are NaN or infinite, the first at {list(place)}"
     if is_poisoned():
         remedy = "it was read before it was written: make the array with zeros, not empty"
         return Verdict("uninitialised memory", name, words, remedy)
