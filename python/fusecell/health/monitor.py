@@ -146,7 +146,7 @@ class Monitor:
         step: the time step, if it is within a loop over time. Within `health.poisoned()` what is found is memory that
         was read before it was written.
         """
-        bad = None if self._found else _arrays.not_finite(array)
+        bad = None if self._found or np.isfinite(_arrays.norm(array)) else _arrays.not_finite(array)
         if bad is not None:
             self._found = _verdict_of_look(self.iteration, name, step, *bad)
 
