@@ -122,3 +122,26 @@ def test_conv_lstm_by_hand_clips_in_the_script_s_order(monkeypatch: pytest.Monke
         assert np.array_equal(p[name], before[name] - case["RATE"] * gradients[name])
     assert ops.global_norm(gradients["readout"]) == pytest.approx(1)
     assert ops.global_norm(p["readout"] - before["readout"]) > 1.1 * case["RATE"], "not clipped when it was used"
+
+
+def test_relu_collapse(run):
+    found, _ = run("relu_collapse")
+    collapsed, cured = found["accuracies"].pop("relu"), found["accuracies"]
+    assert max(collapsed) > 0.8
+    assert collapsed[-1] < 0.3
+    assert all(accuracy[-1] > 0.9 for accuracy in cured.values())
+    verdicts = found["verdicts"]
+    assert names(verdicts.pop("relu")) == {"dead units"}
+    assert not any(verdicts.values())
+    assert max(found["dead"]["relu"].values()) > 0.9
+
+
+def test_prediction_ceiling(run):
+    found, _ = run("prediction_ceiling")
+    capped, scaled, relu = found["tanh"], found["tanh, scaled targets"], found["relu"]
+    assert names(capped["verdicts"]) == {"bounded output"}
+    assert capped["predicted"].max() <= capped["reach"][-1, 1] < 90
+    assert scaled["reach"][-1, 1] > 100
+    assert not scaled["verdicts"]
+    assert not relu["verdicts"]
+    assert scaled["error"] < relu["error"] < capped["error"]
