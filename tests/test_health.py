@@ -123,6 +123,15 @@ def test_look_finds_memory_that_nobody_wrote():
     assert "iteration 0 at time step 4" in verdict.words
 
 
+def test_steps_may_be_gradients_or_their_norms():
+    monitor = run(
+        falling(3), steps=lambda n: {"norms": np.array([3.0, 5.0]), "all": np.array([[3.0, 4.0], [0.0, 2.0]])}
+    )
+    steps = monitor.observations[-1].steps
+    assert steps["norms"].dh.tolist() == [3.0, 5.0]
+    assert steps["all"].dh.tolist() == [5.0, 2.0]
+
+
 def test_look_without_poison_says_not_finite():
     monitor = health.Monitor()
     monitor.look("a", np.ones(3))

@@ -95,7 +95,7 @@ PACKAGE = "fusecell"
 BACKENDS = {"_cpu", "_cuda", "_emulated"}
 # Installed with fusecell. Everything else is a choice and may be missing, so it is imported where it is used.
 INSTALLED = {"numpy", "safetensors", "threadpoolctl", "tqdm"}
-# An adapter may import its framework as it is imported itself.
+# An adapter may import its framework as it is imported itself; so may a file of that name within another part.
 ADAPTERS = {"torch": {"torch"}, "jax": {"jax", "jaxlib"}, "keras": {"keras"}, "cupy": {"cupy"}}
 
 # A module may import itself, the leaves (private helpers that import no other part) and what stands here.
@@ -158,14 +158,17 @@ def imports(package: Path, file: Path) -> Iterator[tuple[int, str, bool]]:
     yield from visit(ast.parse(file.read_text(encoding="utf-8")), True)
 
 
-def import_breach(module: str, imported: str, at_import: bool) -> str | None:
-    """Return what is wrong with this import, if anything. `module` is a part of fusecell, "" its __init__."""
+def import_breach(module: str, imported: str, at_import: bool, adapter: str) -> str | None:
+    """Return what is wrong with this import, if anything.
+
+    `module` is a part of fusecell, "" its __init__; `adapter` the framework that the file is for by its name.
+    """
     top, _, rest = imported.partition(".")
     name = module or PACKAGE
     if top != PACKAGE:
         if module in NUMPY_ALONE and top != "numpy" and top not in sys.stdlib_module_names:
             return f"{module} may import NumPy only ({imported})"
-        known = top in sys.stdlib_module_names or top in INSTALLED or top in ADAPTERS.get(module, set())
+        known = top in sys.stdlib_module_names or top in INSTALLED or top in ADAPTERS.get(adapter, set())
         if at_import and not known:
             return f"{imported} may be missing: import it where it is used"
         return None
@@ -194,8 +197,9 @@ def import_breaches(package: Path) -> Iterator[str]:
     for file in sorted(package.rglob("*.py")):
         part = file.relative_to(package).parts[0].removesuffix(".py")
         module = "" if part == "__init__" else part
+        adapter = module if module in ADAPTERS else file.stem.removeprefix("_")
         for line, imported, at_import in imports(package, file):
-            if breach := import_breach(module, imported, at_import):
+            if breach := import_breach(module, imported, at_import, adapter):
                 yield f"{file.relative_to(package.parent.parent)}:{line}: {breach}"
 
 
@@ -286,6 +290,8 @@ BREACHES = [
     ("python/fusecell/weights/canonical.py", "def f():\n    import torch", "weights may import NumPy only"),
     ("python/fusecell/torch.py", "from fusecell import ops", "torch may not import ops"),
     ("python/fusecell/torch.py", "import jax", "jax may be missing"),
+    ("python/fusecell/health/monitor.py", "import torch", "torch may be missing"),
+    ("python/fusecell/health/_torch.py", "import jax", "jax may be missing"),
     ("python/fusecell/plot.py", "import matplotlib.pyplot as plt", "matplotlib.pyplot may be missing"),
     ("python/fusecell/plot.py", "try:\n    from PIL import Image\nexcept ImportError: ...", "PIL may be missing"),
     ("python/fusecell/plot.py", "class A:\n    import sklearn", "sklearn may be missing"),

@@ -572,7 +572,15 @@ def test_simple_rnn_initial_values_and_names(rng: np.random.Generator) -> None:
     assert not own["bias_l0"].any()
 
 
-def test_simple_rnn_watched(rng: np.random.Generator) -> None:
+def test_simple_rnn_watched(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    original = ops.rnn_backward
+
+    def counted(*arguments: Any, statistics: bool) -> dict[str, Array]:
+        asked.append(statistics)
+        return original(*arguments, statistics=statistics)
+
+    monkeypatch.setattr(ops, "rnn_backward", counted)
     layer = SimpleRNN(CIN, C, return_sequences=False, rng=rng)
     x = rng.standard_normal((T, B, CIN)).astype(np.float32)
     dy = np.ones_like(layer.forward(x))
@@ -587,6 +595,7 @@ def test_simple_rnn_watched(rng: np.random.Generator) -> None:
     layer.watched = False
     layer.backward(dy)
     assert layer.step_statistics == {}
+    assert asked == [False, True, False]
 
 
 def test_simple_rnn_refuses_what_does_not_fit(rng: np.random.Generator) -> None:

@@ -166,3 +166,16 @@ def test_messages(change: dict[str, Any], error: type[Exception], words: str) ->
     arguments = Case("rnn", "spoiled", {}).arguments(np.random.default_rng(0))
     with pytest.raises(error, match=words):
         ops.rnn_forward(**{**arguments, **change})
+
+
+def test_what_no_machine_can_hold_is_a_memory_error() -> None:
+    x = np.empty((0, 2**45, 1), np.float32)
+    with pytest.raises(MemoryError, match="h_n: expected at most"):
+        ops.rnn_forward(x, np.ones((4, 1), np.float32), np.ones((4, 4), np.float32))
+
+
+def test_it_names_the_gpu_that_arrays_lie_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = Case("rnn", "refused", {}).arguments(np.random.default_rng(0))
+    monkeypatch.setattr(_dispatch, "place_of", lambda arrays: _dispatch.place("cuda", 1))
+    with pytest.raises(ValueError, match=r"x: expected a NumPy array for the CPU, .* got one on GPU 1"):
+        ops.rnn_forward(*arguments.values())  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ TESTS = {
         "tests/test_emulated.py",
         "tests/test_half_precision.py",
         "tests/test_layouts.py",
+        "tests/test_statistics.py",
         "tests/test_cases.py::test_nothing_is_left_uninitialised",
         "tests/test_cases.py::test_recomputing_gives_the_same_bits",
         "tests/test_cases.py::test_keeping_nothing_changes_no_output",

@@ -183,9 +183,20 @@ _STEPS = [
         ("dz of inactive samples is not zeroed", "gradient.dz[k][j] = A(0);", ";"),
         ("nothing is detached", "if (args.detach) {", "if (false) {"),
         ("channels past the last are computed", "channels = left < most ? int(left) : most;", "channels = most;"),
+        ("each row of blocks has the first one's statistics", "(int64_t(blockIdx.y) * gridDim.x + blockIdx.x)",
+         "int64_t(blockIdx.x)"),
+        ("a step's squares stand in each other's place", "out[kDhSquared + k] = square;",
+         "out[kDcSquared - k] = square;"),
+    ),
+    *_in(
+        "backward_step", "cuda/cell_pack.cuh",
+        ("what lies past a span counts", "if (sums && j < span.count) sums", "if (sums) sums"),
+        ("squares lose what vanishes", "double(dh) * double(dh)", "double(dh * dh)"),
     ),
     *_in(
         "backward_step", "cuda/conv_lstm_backward.cu",
+        ("all steps have the first one's statistics", "args_.statistics.as<double>() + t * int64_t(grid.x) * grid.y",
+         "args_.statistics.as<double>() + 0 * int64_t(grid.x) * grid.y"),
         ("the convolution reaches through a detached state", "if (!step.first && !sequence_.detaches(s + 1)) {",
          "if (!step.first) {"),
         ("a chunk does not begin with the dz of the one after",
@@ -284,8 +295,6 @@ _GATES = [
     ),
     *_in(
         "gates_backward", "cuda/lstm_gates.cuh",
-        ("no barrier before the warps' sums are added", "__syncthreads(); double total = 0;", "double total = 0;"),
-        ("the last warp is left out", "w < kThreads / 32; ++w) total", "w < kThreads / 32 - 1; ++w) total"),
         ("samples past the last are computed", "if (b < args.batch) {", "if (true) {"),
         ("each block has the first one's place", "(int64_t(blockIdx.x) * kCellSums + threadIdx.x) * C",
          "int64_t(threadIdx.x) * C"),
@@ -295,6 +304,8 @@ _GATES = [
     *_in(
         "gates_backward", "cuda/cell_pack.cuh",
         ("p_o takes c' for ĉ", "result.dz.o * result.c_new", "result.dz.o * operands.c[j]"),
+        ("no barrier before the warps' sums are added", "__syncthreads(); double total = 0;", "double total = 0;"),
+        ("the last warp is left out", "w < kThreads / 32; ++w) total", "w < kThreads / 32 - 1; ++w) total"),
     ),
     *_in(
         "gates_backward", "cuda/lstm_gates.cu",

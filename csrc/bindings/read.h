@@ -105,6 +105,7 @@ inline void read(Arguments& tensors, ConvLstmBackward& to) {
   tensors.take("dpeephole", to.dpeephole);
   tensors.take("dh_0", to.dh_0);
   tensors.take("dc_0", to.dc_0);
+  tensors.take("statistics", to.statistics);
 }
 
 inline void read(Arguments& options, RnnOptions& to) {

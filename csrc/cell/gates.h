@@ -109,6 +109,9 @@ struct CellAdjoint {
   Gates<S> dz;
   S dc, dh;  // with respect to the states before the step; dh without the convolution's part
   S c_new;   // ĉ, for the gradient of p_o
+  // For what watches the step; unused, they cost nothing.
+  S dc_new;
+  Gates<S> y;
 };
 
 template <class S, class Act>
@@ -123,10 +126,12 @@ FUSECELL_HD CellAdjoint<S> lstm_cell_adjoint(const Act& act, const CellFlags& fl
   const S dh_new = zoned_out_adjoint(flags.zoneout_h, in.m_h, dh);
 
   CellAdjoint<S> out;
+  out.y = {i, f, g, o};
   out.c_new = c_new;
   out.dz.o = act.gate_adjoint(saved.o, o, dh_new * phi);
   S dc_new = zoned_out_adjoint(flags.zoneout_c, in.m_c, dc) + act.state_adjoint(c_new, phi, dh_new * o);
   dc_new = with_peephole(flags, dc_new, in.p_o, out.dz.o);
+  out.dc_new = dc_new;
   out.dz.i = act.gate_adjoint(saved.i, i, dc_new * g);
   out.dz.f = act.gate_adjoint(saved.f, f, dc_new * in.c);
   out.dz.g = act.state_adjoint(saved.g, g, dc_new * i);

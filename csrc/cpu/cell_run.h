@@ -4,6 +4,7 @@
 // row (on Zen 5 it takes 2.5 times as long), and could not choose an activation at run time and still be vectorised.
 
 #include "cell/gates.h"
+#include "cell/statistics.h"
 #include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 #include "cpu/vector.h"
@@ -166,6 +167,35 @@ FUSECELL_HD void accumulate_product(const S* dz, const S* c, int64_t n, S* per_p
   accumulate(product, n, per_pixel, per_channel);
 }
 
+template <class S, class F>
+FUSECELL_HD double count_if(const S* x, int64_t n, F&& holds) {
+  typename SignedBits<S>::type count = 0;  // as wide as S, so that it vectorises
+  for (int64_t i = 0; i < n; ++i) count += holds(x[i]) ? 1 : 0;
+  return double(count);
+}
+
+// Squares in double: those of a gradient that vanishes leave the range of float. dh: of the step's output.
+template <class S>
+FUSECELL_HD void add_statistics(const CellBackwardRun<S>& run, const S* const (&y)[4], const S* dh, const S* dc_new) {
+  const int64_t n = run.n;
+  double* sums = run.statistics;
+  sums[kCount] += double(n);
+  const auto add_gradient = [&](StepStatistic column, const S* gradient) {
+    const double squares = sum_squares(n, gradient, 1.0);
+    sums[column] += squares;
+    if (!is_finite(squares)) sums[kNotFinite] += count_if(gradient, n, [](S x) { return !is_finite(x); });
+  };
+  add_gradient(kDhSquared, dh);
+  add_gradient(kDcSquared, dc_new);
+  sums[kForget] += sum(y[1], n);
+  for (int k = 0; k < 4; ++k) {
+    if (k != 2) sums[kSaturated + k] += count_if(y[k], n, [](S x) { return gate_saturates(x); });
+  }
+  if (has_two_bounds(run.state_kind)) {
+    sums[kSaturated + 2] += count_if(y[2], n, [](S x) { return state_saturates(x); });
+  }
+}
+
 template <class S>
 void cell_backward(const CellBackwardRun<S>& run) {
   if (run.n <= 0) return;  // g++ 12 would warn of what the loops leave unset
@@ -213,6 +243,7 @@ void cell_backward(const CellBackwardRun<S>& run) {
   through_activation(1, dz_f);
   prefetch_next(c, n);
   through_activation(2, dz_g);
+  if (run.statistics) add_statistics(run, y, dh, dc_new);
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const S through_i = with_peephole(flags, dc_new[i] * gate_f[i], in.p[0][i], dz_i[i]);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/arena.h"
+#include "cell/statistics.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
@@ -98,6 +99,26 @@ struct BackwardStep {
   const Packing* packing = nullptr;                // of dz, if it is packed; its borders are zero already
   std::vector<uint8_t> active;                     // [B]; what is inactive is not touched
   bool detach = false;                             // the states before the step get no gradient
+  double* statistics = nullptr;                    // [tasks][kStepStatistics]; null: not wanted
+};
+
+// How a step's elements are cut into tasks, each of which has a channel, a block of pixels and samples that it walks in
+// order: that of its sums never depends on the threads.
+struct CellTasks {
+  static constexpr int64_t kBlock = 8 * kCellRun;  // pixels of a task
+
+  int64_t samples, channels, blocks, together;  // together: samples of a task
+
+  // samples: those of a step, at most.
+  CellTasks(const CellShape& cell, int64_t samples_, int64_t channels_, int64_t pixels)
+      : samples(std::max<int64_t>(samples_, 1)), channels(channels_), blocks(ceil_div(pixels, kBlock)) {
+    const bool per_pixel = cell.bias_per_pixel || cell.peephole_per_pixel;  // such a gradient sums over all samples
+    together = per_pixel ? samples : std::clamp<int64_t>(kBlock / pixels, 1, samples);
+  }
+
+  int64_t groups() const { return ceil_div(samples, together); }
+  int64_t of_group() const { return channels * blocks; }
+  int64_t count() const { return groups() * of_group(); }
 };
 
 // The gradients of bias and peepholes over all the steps. A task owns its sample, channel and pixels, or walks the
@@ -106,18 +127,9 @@ struct BackwardStep {
 template <class S>
 class CellGradients {
  public:
-  static constexpr int64_t kBlock = 8 * kCellRun;  // pixels of a task
-
   // samples: those of a step, at most.
   CellGradients(const Cell<S>& cell, int64_t samples, const Tensor& dbias, const Tensor& dpeephole, Arena& arena)
-      : cell_(cell),
-        blocks_(ceil_div(cell.pixels, kBlock)),
-        together_(std::clamp<int64_t>(kBlock / cell.pixels, 1, std::max<int64_t>(samples, 1))),
-        dbias_(dbias),
-        dpeephole_(dpeephole) {
-    const bool per_pixel = (dbias.present && cell.bias.per_pixel) || (dpeephole.present && cell.peephole.per_pixel);
-    if (per_pixel) together_ = std::max<int64_t>(samples, 1);  // a pixel's gradient sums over samples, in their order
-    groups_ = ceil_div(samples, together_);
+      : cell_(cell), tasks_(cell.shape, samples, cell.channels, cell.pixels), dbias_(dbias), dpeephole_(dpeephole) {
     partial_ = arena.take<double>(partials());
   }
 
@@ -128,16 +140,19 @@ class CellGradients {
   }
 
   void step(const Kernels<S>& kernels, const BackwardStep<S>& step, int workers) {
-    const int64_t batch = static_cast<int64_t>(step.active.size()), of_group = cell_.channels * blocks_;
+    const int64_t batch = static_cast<int64_t>(step.active.size()), of_group = tasks_.of_group();
+    const int64_t together = tasks_.together, blocks = tasks_.blocks, block = CellTasks::kBlock;
     const int64_t work = work::gates(batch * cell_.channels * cell_.pixels);
-    parallel_for(ceil_div(batch, together_) * of_group, workers, work, [&](int64_t task, int) {
-      const int64_t b0 = task / of_group * together_, b1 = std::min(b0 + together_, batch);
-      const int64_t channel = task % of_group / blocks_, first = task % blocks_ * kBlock;
-      const int64_t end = std::min(first + kBlock, cell_.pixels);
+    parallel_for(ceil_div(batch, together) * of_group, workers, work, [&](int64_t task, int) {
+      const int64_t b0 = task / of_group * together, b1 = std::min(b0 + together, batch);
+      const int64_t channel = task % of_group / blocks, first = task % blocks * block;
+      const int64_t end = std::min(first + block, cell_.pixels);
+      double* statistics = at_or_null(step.statistics, task * kStepStatistics);
+      if (statistics) std::fill_n(statistics, kStepStatistics, 0.0);
       for (int64_t b = b0; b < b1; ++b) {
         if (!step.active[static_cast<size_t>(b)]) continue;
         for (int64_t p = first; p < end; p += kCellRun) {
-          run(kernels, step, b, channel, p, std::min(kCellRun, end - p), partial_ + task * 7);
+          run(kernels, step, b, channel, p, std::min(kCellRun, end - p), partial_ + task * 7, statistics);
         }
       }
     });
@@ -148,9 +163,9 @@ class CellGradients {
     for (int64_t channel = 0; channel < cell_.channels; ++channel) {
       for (int64_t k = 0; k < 7; ++k) {
         double total = 0;
-        for (int64_t group = 0; group < groups_; ++group) {
-          const double* of_group = partial_ + (group * cell_.channels + channel) * blocks_ * 7;
-          for (int64_t block = 0; block < blocks_; ++block) total += of_group[block * 7 + k];
+        for (int64_t group = 0; group < tasks_.groups(); ++group) {
+          const double* of_group = partial_ + (group * cell_.channels + channel) * tasks_.blocks * 7;
+          for (int64_t block = 0; block < tasks_.blocks; ++block) total += of_group[block * 7 + k];
         }
         const bool is_bias = k < 4;
         const Tensor& target = is_bias ? dbias_ : dpeephole_;
@@ -162,10 +177,10 @@ class CellGradients {
   }
 
  private:
-  int64_t partials() const { return groups_ * cell_.channels * blocks_ * 7; }
+  int64_t partials() const { return tasks_.count() * 7; }
 
   void run(const Kernels<S>& kernels, const BackwardStep<S>& step, int64_t b, int64_t channel, int64_t p, int64_t n,
-           double* partial) const {
+           double* partial, double* statistics) const {
     const int64_t C = cell_.channels, P = cell_.pixels;
     const int64_t at = (b * C + channel) * P + p;
     alignas(64) S dz[4][kCellRun], dh_unwanted[kCellRun];
@@ -192,6 +207,7 @@ class CellGradients {
     }
     if (dbias_.present && !cell_.bias.per_pixel) run.dbias_channel = partial;
     if (dpeephole_.present && !cell_.peephole.per_pixel) run.dpeephole_channel = partial + 4;
+    run.statistics = statistics;
     kernels.cell_backward(run);
     for (int64_t k = 0; step.packing && k < 4; ++k) {
       put_pixels(*step.packing, dz[k], p, n, step.dz + (b * 4 * C + k * C + channel) * step.packing->plane());
@@ -203,9 +219,9 @@ class CellGradients {
   }
 
   const Cell<S> cell_;
-  int64_t blocks_, together_, groups_;  // of pixels; samples of a task; groups of so many samples
+  const CellTasks tasks_;
   const Tensor &dbias_, &dpeephole_;
-  double* partial_;  // [groups][C][blocks][4 of the bias, 3 of the peepholes]
+  double* partial_;  // [tasks][4 of the bias, 3 of the peepholes]
 };
 
 }  // namespace fusecell::cpu

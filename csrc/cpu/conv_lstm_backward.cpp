@@ -26,6 +26,10 @@ ConvLstmShape group_of(const ConvLstmShape& shape) {
   return group;
 }
 
+inline CellTasks tasks_of(const ConvLstmShape& group) {
+  return {group.cell, group.batch, group.channels, group.pixels()};
+}
+
 // Scratch memory is asked for before it is known which gradients are wanted.
 inline Wanted all_gradients(const ConvLstmForward& args) {
   return {.outputs = !args.gates.present,
@@ -150,7 +154,14 @@ class Backward {
     step.packing = &plan_.convolutions->gradient_packing();
     step.active = forward.active;
     step.detach = detaches(s);
+    step.statistics = at_or_null<double>(args_.statistics, statistics_at(t, first));
     plan_.cell_gradients.step(plan_.kernels, step, workers_);
+  }
+
+  // Where the sums of this group's tasks begin, in [T, groups, tasks, kStepStatistics].
+  int64_t statistics_at(int64_t t, int64_t first) const {
+    const int64_t group = t * ceil_div(shape_.batch, group_) + first / group_;
+    return group * tasks_of(plan_.group).count() * kStepStatistics;
   }
 
   // Nothing where no step before, and nobody else, asks for it.
@@ -194,6 +205,14 @@ int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmSh
     Arena arena;
     cpu::BackwardPlan<decltype(s)>(known, shape, cpu::all_gradients(args), arena, workers);
     return arena.bytes();
+  });
+}
+
+int64_t conv_lstm_statistics_parts(const ConvLstmShape& shape) {
+  if (shape.batch == 0) return 0;
+  return with_scalar(shape.dtype, [&](auto s) {
+    const ConvLstmShape group = cpu::group_of<decltype(s)>(shape);
+    return cpu::ceil_div(shape.batch, group.batch) * cpu::tasks_of(group).count();
   });
 }
 

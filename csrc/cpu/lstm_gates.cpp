@@ -17,7 +17,7 @@ template <class S>
 void forward(const LstmGatesForward& args, const LstmGatesShape& shape, int workers) {
   const Kernels<S>& kernels = cpu::kernels().get<S>();
   const Cell<S> cell = cell_of<S>(args, shape);
-  constexpr int64_t kBlock = CellGradients<S>::kBlock;
+  constexpr int64_t kBlock = CellTasks::kBlock;
   const int64_t C = shape.channels, P = shape.pixels, blocks = (P + kBlock - 1) / kBlock;
   parallel_for(shape.batch * C * blocks, workers, work::gates(shape.batch * C * P), [&](int64_t task, int) {
     const int64_t plane = task / blocks, b = plane / C, channel = plane % C, first = task % blocks * kBlock;

@@ -3,6 +3,7 @@
 // endings of the fused steps all go through here.
 
 #include "cell/gates.h"
+#include "cell/statistics.h"
 #include "cuda/device.cuh"
 #include "problem/frames.h"
 
@@ -170,10 +171,50 @@ struct CellGradient {
   A peephole[3][V];          // dz_i c', dz_f c', dz_o ĉ
 };
 
-// gates: the saved ones, pointing at (channel, p) of gate i.
+// A thread's part of a step's statistics. A thread has few elements: only the squares ask for more than A.
+template <class A>
+struct StatisticSums {
+  static constexpr int kSquares = 2, kOthers = kStepStatistics - kSquares;
+  double squares[kSquares] = {};  // of dh and dc
+  A others[kOthers] = {};         // the other columns, in their order
+
+  FUSECELL_DEVICE_METHOD void add(Activation state_kind, A dh, const CellAdjoint<A>& cell) {
+    squares[0] += double(dh) * double(dh);
+    squares[1] += double(cell.dc_new) * double(cell.dc_new);
+    const A term[kOthers] = {A(1),
+                             A(!is_finite(dh)) + A(!is_finite(cell.dc_new)),
+                             cell.y.f,
+                             A(gate_saturates(cell.y.i)),
+                             A(gate_saturates(cell.y.f)),
+                             A(has_two_bounds(state_kind) && state_saturates(cell.y.g)),
+                             A(gate_saturates(cell.y.o))};
+#pragma unroll
+    for (int k = 0; k < kOthers; ++k) others[k] += term[k];
+  }
+};
+
+// The block's sums of each thread's N values, for thread 0 to N - 1; shared: [kThreads / 32][N].
+template <int N, class A>
+FUSECELL_DEVICE double block_sum(A (&value)[N], A* shared) {
+  const int warp = int(threadIdx.x) / 32;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    for (int mask = 16; mask > 0; mask /= 2) value[k] += device::shuffle_xor(value[k], mask);
+    if (threadIdx.x % 32 == 0) shared[warp * N + k] = value[k];
+  }
+  __syncthreads();
+  double total = 0;
+  if (threadIdx.x < N) {
+    for (int w = 0; w < kThreads / 32; ++w) total += double(shared[w * N + int(threadIdx.x)]);
+  }
+  return total;
+}
+
+// gates: the saved ones, pointing at (channel, p) of gate i. sums: null where nobody watches.
 template <class Act, class S, int V>
 FUSECELL_DEVICE void cell_backward(const CellArgs<S>& cell, const CellInputs<S>& in, const S* gates, int64_t channel,
-                                   int64_t p, const Span& span, CellGradient<S, V>& gradient) {
+                                   int64_t p, const Span& span, CellGradient<S, V>& gradient,
+                                   StatisticSums<Accumulate<S>>* sums = nullptr) {
   using A = Accumulate<S>;
   const Act act = policy(cell, static_cast<const Act*>(nullptr));
   OperandPack<S, V> operands;
@@ -186,6 +227,7 @@ FUSECELL_DEVICE void cell_backward(const CellArgs<S>& cell, const CellInputs<S>&
     const Gates<A> at = {saved[0][j], saved[1][j], saved[2][j], saved[3][j]};
     const CellAdjoint<A> result =
         lstm_cell_adjoint(act, cell.flags, at, operands.at(j), gradient.dh[j], gradient.dc[j]);
+    if (sums && j < span.count) sums->add(cell.state_kind, gradient.dh[j], result);
     gradient.dz[0][j] = result.dz.i;
     gradient.dz[1][j] = result.dz.f;
     gradient.dz[2][j] = result.dz.g;

@@ -147,11 +147,15 @@ class Backward {
     step.dz = dz_of(chunk, s);
     step.lengths = args_.lengths.as<const int64_t>();
     step.time = t;
+    const dim3 grid = plan_.state_transposed.grid(shape_.batch);
+    if (args_.statistics.present) {
+      step.statistics = args_.statistics.as<double>() + t * int64_t(grid.x) * grid.y * kStepStatistics;
+    }
     step.cell.whole =
         step.cell.whole && aligned(step.dy) && aligned(step.dh_first) && aligned(step.dc_first) && aligned(step.dc);
     const auto kernel =
         is_default_cell(shape_.cell) ? backward_step<S, SigmoidTanh<A>> : backward_step<S, AnyActivation<A>>;
-    context_.run("backward_step", kernel, plan_.state_transposed.grid(shape_.batch), step);
+    context_.run("backward_step", kernel, grid, step);
   }
 
   void weight_gradients(const ChunkOfSteps& chunk) const {
@@ -240,6 +244,15 @@ int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmSh
     Arena arena;
     cuda::BackwardPlan<decltype(s)>(args, shape, arena);
     return arena.bytes();
+  });
+}
+
+int64_t conv_lstm_statistics_parts(const ConvLstmShape& shape) {
+  return cuda::with_storage(shape.dtype, [&](auto s) {
+    Arena arena;
+    const cuda::PackedWeights<decltype(s)> weights(shape.recurrent, cuda::Layout::transposed, arena);
+    const dim3 grid = weights.grid(shape.batch);
+    return int64_t(grid.x) * grid.y;
   });
 }
 

@@ -26,11 +26,13 @@ struct BackwardStepArgs {
   S* dz;               // [B, 4C, P]
   const int64_t* lengths;
   int64_t time;
+  double* statistics;  // [gridDim.y][gridDim.x][kStepStatistics]: each block's sums; null: not wanted
 };
 
 template <class Act, class S>
 FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const Tile<S>& tile, int channel_in_tile,
-                                          int in_tile, const Span& span, int64_t b, int64_t p) {
+                                          int in_tile, const Span& span, int64_t b, int64_t p,
+                                          StatisticSums<Accumulate<S>>* sums) {
   using A = Accumulate<S>;
   constexpr int V = kEndPack<S>;
   const int64_t C = args.cell.channels, P = args.cell.pixels, channel = tile.row + channel_in_tile;
@@ -66,7 +68,7 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
                               {},
                               shifted(args.zoneout_mask_h, at),
                               shifted(args.zoneout_mask_c, at)};
-    cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient);
+    cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient, sums);
     if (args.detach) {
 #pragma unroll
       for (int j = 0; j < V; ++j) gradient.dh[j] = gradient.dc[j] = A(0);
@@ -83,13 +85,25 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) backward_step(cons
   using A = Accumulate<S>;
   FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
   FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);
+  using Sums = StatisticSums<A>;
+  FUSECELL_SHARED(double, warp_squares, kThreads / 32 * Sums::kSquares);
+  FUSECELL_SHARED(A, warp_others, kThreads / 32 * Sums::kOthers);
   const Tile<S> tile = correlate_tile(args.correlate, weights, pixels);
   const int64_t left = args.cell.channels - tile.row;
   const int most = 4 << args.correlate.group_shift, channels = left < most ? int(left) : most;
+  // A pointer that may be null keeps them in local memory, which costs little: in registers they would make all the
+  // kernel spill (up to 64 bytes).
+  Sums sums, *wanted = args.statistics ? &sums : nullptr;
   for_pieces(args.correlate, tile, channels, args.cell.whole,
              [&](int channel, int in_tile, const Span& span, int64_t b, int64_t p) {
-               finish_backward_step<Act>(args, tile, channel, in_tile, span, b, p);
+               finish_backward_step<Act>(args, tile, channel, in_tile, span, b, p, wanted);
              });
+  if (!args.statistics) return;
+  const double square = block_sum(sums.squares, warp_squares), other = block_sum(sums.others, warp_others);
+  double* out = args.statistics + (int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * kStepStatistics;
+  const int k = int(threadIdx.x);
+  if (k < Sums::kSquares) out[kDhSquared + k] = square;
+  if (k < Sums::kOthers) out[k < kDhSquared ? k : k + Sums::kSquares] = other;
 }
 
 }  // namespace fusecell::cuda

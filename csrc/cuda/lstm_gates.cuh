@@ -68,24 +68,6 @@ constexpr int kGatesBackwardPack = 16 / int(sizeof(Accumulate<S>));
 
 constexpr int kCellSums = 7;
 
-// The block's sums of each thread's kCellSums values, for thread 0 to kCellSums - 1; shared: [kThreads /
-// 32][kCellSums].
-template <class A>
-FUSECELL_DEVICE double block_sum_of_seven(A (&value)[kCellSums], A* shared) {
-  const int warp = int(threadIdx.x) / 32;
-#pragma unroll
-  for (int k = 0; k < kCellSums; ++k) {
-    for (int mask = 16; mask > 0; mask /= 2) value[k] += device::shuffle_xor(value[k], mask);
-    if (threadIdx.x % 32 == 0) shared[warp * kCellSums + k] = value[k];
-  }
-  __syncthreads();
-  double total = 0;
-  if (threadIdx.x < kCellSums) {
-    for (int w = 0; w < kThreads / 32; ++w) total += double(shared[w * kCellSums + int(threadIdx.x)]);
-  }
-  return total;
-}
-
 template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_backward(const GatesBackwardArgs<S> args) {
   using A = Accumulate<S>;
@@ -117,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_backward
     }
   }
   if (!args.partial) return;
-  const double total = block_sum_of_seven(sum, shared);
+  const double total = block_sum(sum, shared);
   if (threadIdx.x < kCellSums) {
     args.partial[(int64_t(blockIdx.x) * kCellSums + threadIdx.x) * C + channel] = total;
   }

@@ -48,6 +48,8 @@ void lstm_gates_backward(const LstmGatesBackward& args, const LstmGatesShape& sh
 
 int64_t conv_lstm_forward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape, int workers);
 int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape, int workers);
+// In how many parts a step's statistics come, each of which is one task's or thread block's.
+int64_t conv_lstm_statistics_parts(const ConvLstmShape& shape);
 void conv_lstm_forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch);
 void conv_lstm_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, const Launch& launch);
 

@@ -32,6 +32,7 @@ struct ConvLstmBackward : ConvLstmForward {             // reads y and c; makes 
   Tensor dy, dh_n, dc_n;                                // each may be absent: zero
   Tensor dx, dweight_ih, dweight_hh, dbias, dpeephole;  // each may be absent: not computed
   Tensor dh_0, dc_0;                                    // the same
+  Tensor statistics;  // [T, conv_lstm_statistics_parts, kStepStatistics] float64, to be added up; the same
 };
 
 struct ConvLstmShape {

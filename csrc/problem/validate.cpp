@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/size.h"
+#include "cell/statistics.h"
 #include "problem/winograd.h"
 
 namespace fusecell {
@@ -530,6 +531,10 @@ ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
   if (args.dpeephole.present) expect("dpeephole", args.dpeephole, shape.dtype, args.peephole.shape, Need::required);
   expect_images("dh_0", args.dh_0, shape.dtype, state, Need::optional, Role::output);
   expect_images("dc_0", args.dc_0, cell_dtype, state, Need::optional, Role::output);
+  if (args.statistics.present) {
+    expect("statistics", args.statistics, DType::float64,
+           {shape.steps, backend::conv_lstm_statistics_parts(shape), kStepStatistics}, Need::required);
+  }
   return shape;
 }
 
@@ -556,6 +561,7 @@ RnnShape validate(const RnnForward& args, Stage stage) {
   expect_half("relu_at_zero", args.options.relu_at_zero);
   shape.parameters = activation_parameters(args.options.slope, args.options.alpha, args.options.relu_at_zero);
   checked_product("y", {shape.steps, shape.batch, C});
+  checked_product("h_n", {shape.batch, C});  // T may be 0
   const Need kept = shape.keeps_a() ? required_at_run(stage) : Need::optional;
   expect("y", args.y, dtype, {shape.steps, shape.batch, C}, required_at_run(stage));
   expect("a", args.a, dtype, {shape.steps, shape.batch, C}, kept);

@@ -43,11 +43,10 @@ def to_numpy(array: Any) -> Array:
     return np.asarray(array.get() if hasattr(array, "get") else array)
 
 
-def first_bad(array: Any) -> tuple[int, tuple[int, ...] | None]:
-    """(how many values are not finite, where the first of them is)."""
+def not_finite(array: Any) -> tuple[int, tuple[int, ...]] | None:
+    """(how many values are not finite, where the first of them is), None if all are."""
     values = to_numpy(array)
-    if values.dtype.kind not in "fc":
-        return 0, None
     bad = ~np.isfinite(values)
-    count = int(np.count_nonzero(bad))
-    return count, tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape)) if count else None
+    if not bad.any():  # their squares are too large
+        return None
+    return int(np.count_nonzero(bad)), tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), bad.shape))

@@ -154,13 +154,14 @@ def _call(fn: Function, inputs: Mapping[str, Any]) -> tuple[float, dict[str, Arr
     unknown = sorted(set(gradients) - set(inputs))
     if unknown or not gradients:
         raise ValueError(f"gradients: expected names among {', '.join(inputs)}, got {', '.join(unknown) or 'none'}")
-    return float(loss), {name: _as_gradient(name, value, inputs[name]) for name, value in gradients.items()}
+    number = float(loss.item() if hasattr(loss, "item") else loss)
+    return number, {name: _as_gradient(name, value, inputs[name]) for name, value in gradients.items()}
 
 
 def _as_gradient(name: str, value: Any, of: Any) -> Array:
     if not (isinstance(of, np.ndarray) and of.dtype == np.float64):
         raise TypeError(f"{name}: expected a NumPy array of float64, since fn gives its gradient, got {_kind(of)}")
-    array = np.array(value.get() if hasattr(value, "get") else value)
+    array = np.asarray(value.get() if hasattr(value, "get") else value).copy()  # fn may reuse the memory
     if array.dtype != np.float64:
         raise TypeError(f"gradients[{name!r}]: expected float64, got {_kind(value)}")
     return array

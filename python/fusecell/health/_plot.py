@@ -22,14 +22,17 @@ def heat_map(path: str | os.PathLike[str], observations: Sequence[Observation]) 
     panels = _panels(observations)
     heights = [1.0] + [max(1.2, min(2.6, 0.1 * len(rows))) for _, _, rows in panels]
     figure = plots.new_figure(8.0, 1.0 + 1.15 * sum(heights))
-    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, left=0.16, right=0.86, top=0.94, bottom=0.09,
-                               hspace=0.42)  # fmt: skip
+    grid = figure.add_gridspec(
+        len(heights), 2, height_ratios=heights, width_ratios=(45, 1), left=0.14, right=0.88, top=0.94, bottom=0.09,
+        hspace=0.42, wspace=0.05,
+    )  # fmt: skip
     iterations = np.array([o.iteration for o in observations])
-    _loss(figure.add_subplot(grid[0]), observations)
+    axes = figure.add_subplot(grid[0, 0])
+    _loss(axes, observations)
     for k, (title, labels, rows) in enumerate(panels):
-        axes = figure.add_subplot(grid[k + 1])
-        _panel(figure, axes, title, labels, rows, iterations)
-    figure.axes[-1 if not panels else len(panels)].set_xlabel("training iteration", color=plots.DIM)
+        axes = figure.add_subplot(grid[k + 1, 0])
+        _panel(axes, figure.add_subplot(grid[k + 1, 1]), title, labels, rows, iterations)
+    axes.set_xlabel("training iteration", color=plots.DIM)
     plots.save_figure(figure, path)
 
 
@@ -62,7 +65,7 @@ def _loss(axes: Any, observations: Sequence[Observation]) -> None:
     axes.set_title("loss", color=plots.TEXT, loc="left", fontsize=10)
 
 
-def _panel(figure: Any, axes: Any, title: str, labels: list[str], rows: Array, iterations: Array) -> None:
+def _panel(axes: Any, scale: Any, title: str, labels: list[str], rows: Array, iterations: Array) -> None:
     plots.night_axes(axes)
     shown = np.log10(np.maximum(rows, _LEAST))
     first, last = int(iterations[0]), int(iterations[-1]) + 1
@@ -75,6 +78,6 @@ def _panel(figure: Any, axes: Any, title: str, labels: list[str], rows: Array, i
         axes.set_yticks(range(1, len(labels) + 1), labels, fontsize=7)
     else:
         axes.set_ylabel("time step", color=plots.DIM)
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar = axes.figure.colorbar(image, cax=scale)
     bar.ax.tick_params(colors=plots.DIM, labelsize=8)
     bar.set_label("log10 of the norm", color=plots.DIM, fontsize=8)

@@ -117,13 +117,14 @@ def read_parameter(value: Any, gradient: Any | None, *, look_for_twins: bool) ->
     """Of a live parameter and its gradient."""
     size, matrix = _arrays.norm(value), value.ndim >= 2
     own = None if gradient is None else _arrays.norm(gradient)
-    bad = None
-    if not np.isfinite(size):
-        bad = Bad(*_arrays.first_bad(value))
-    elif own is not None and not np.isfinite(own):
-        bad = Bad(*_arrays.first_bad(gradient))
+    bad = _bad(value, size) or (None if own is None else _bad(gradient, own))
     twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1)) if look_for_twins and matrix else None
     return ParameterReading(size, own, value.shape[0] if value.ndim else 1, twins, None, matrix, bad)
+
+
+def _bad(array: Any, norm: float) -> Bad | None:
+    found = None if np.isfinite(norm) else _arrays.not_finite(array)
+    return None if found is None else Bad(*found)
 
 
 def twin_share(rows: Array) -> float:
@@ -136,9 +137,7 @@ def twin_share(rows: Array) -> float:
 
 def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
     """Of a layer's output; axis: that of the units. Of large outputs every n-th example is taken."""
-    bad = None
-    if not np.isfinite(_arrays.norm(y)):
-        bad = Bad(*_arrays.first_bad(y))
+    bad = _bad(y, _arrays.norm(y))
     values = _examples_by_units(y, axis)
     finite = np.where(np.isfinite(values), values, 0.0) if bad else values
     top, bottom, size = finite.max(axis=0), finite.min(axis=0), np.abs(finite)
@@ -163,10 +162,14 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
 
 def _examples_by_units(y: Any, axis: int) -> Array:
     """[examples, units], at most _MOST_VALUES values of them unless a single example has more."""
-    units = y.shape[axis]
     moved = y.movedim(axis, -1) if _arrays.is_tensor(y) else np.moveaxis(_arrays.to_numpy(y), axis, -1)
-    rows = moved.reshape(-1, units)
-    return _arrays.to_numpy(rows[:: max(1, len(rows) * units // _MOST_VALUES)])
+    shape = tuple(moved.shape[:-1])
+    examples = int(np.prod(shape))
+    most = max(1, _MOST_VALUES // moved.shape[-1])
+    if examples <= most:
+        return _arrays.to_numpy(moved.reshape(examples, moved.shape[-1]))
+    taken = np.linspace(0, examples - 1, most).astype(np.int64)  # gathered: a reshape would copy all of it
+    return _arrays.to_numpy(moved[np.unravel_index(taken, shape)])
 
 
 def unit_axis(y: Any) -> int:

@@ -40,10 +40,13 @@ class TorchSource:
         self._calls: Counter[str] = Counter()
         self._cells: set[str] = set()  # modules that a forward pass calls more than once
         self._norms: dict[str, dict[str, dict[int, Tensor]]] = {}  # cell: "dh" or "dc": call: norm
+        self._images: dict[str, tuple[int, int]] = {}  # of fused modules: the state's (H, W)
         self._sequences: dict[str, Tensor] = {}  # torch's own recurrent modules: norms [T] of the input's gradient
         self._handles = [model.register_forward_pre_hook(self._begin)]
         inside = tuple(name for name in self._fused)
         for name, module in model.named_modules():
+            if name in self._fused:
+                self._handles.append(module.register_forward_hook(self._image_hook(name)))
             if name in self._fused or any(name.startswith(f"{f}.") for f in inside):
                 continue
             if isinstance(module, nn.RNNBase):
@@ -98,6 +101,13 @@ class TorchSource:
         if name not in self._order:
             self._order.append(name)
 
+    def _image_hook(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            height, width = next(_tensors(output)).shape[-2:]
+            self._images[name] = int(height), int(width)
+
+        return hook
+
     def _input_hook(self, name: str) -> Any:
         def hook(module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = args[0] if args else None
@@ -148,11 +158,12 @@ class TorchSource:
         return readings
 
     def recurrent(self) -> dict[str, Any]:
-        """The recurrent weights: of fused modules (for one pixel: the image is not known here) and of torch's own."""
+        """The recurrent weights of fused modules, that have run, on images, and of torch's own."""
         found: dict[str, Any] = {}
         for name, parameter in self._model.named_parameters():
-            if ".weight_hh" in f".{name}" and parameter.dim() == 2:
-                found[name] = _arrays.to_numpy(parameter), None
+            module, _, key = name.rpartition(".")
+            if key.startswith("weight_hh") and (parameter.dim() == 2 or module in self._images):
+                found[name] = _arrays.to_numpy(parameter), self._images.get(module)
         return found
 
     def reach(self) -> Bounds | None:

@@ -38,6 +38,8 @@ class ConvLSTM2D(Layer):
     truncation k > 0 detaches the state that enters each k-th step. recompute keeps no gates for the backward pass
     and computes them again: the same bits, less memory. algorithm: as `fusecell.ops.conv_lstm_forward` takes it.
     stateful=True hands the final state, detached, to the next forward that is given none, until `reset_state()`.
+    watched (an attribute, False at first): whether a backward leaves in `step_statistics`, under "l0", "l0_reverse",
+    "l1" and so on, what `fusecell.ops.conv_lstm_backward` says of each time step: arrays [T, 9].
 
     Parameters: weight_ih_l0, weight_hh_l0, bias_l0, peephole_l0 and so on, `..._l0_reverse` for the other direction.
     weight_ih is Glorot uniform over the fans of one gate, weight_hh orthogonal per gate, bias 0 but 1 for the forget
@@ -104,6 +106,8 @@ class ConvLSTM2D(Layer):
                 self._initialise(l, suffix, kernel_ih, kernel, spatial, float_dtype(dtype))
         self.final_state: list[State] = []
         self.dstate: list[State] = []
+        self.watched = False
+        self.step_statistics: dict[str, Array] = {}
         self._carried: list[State] | None = None
         self._saved: list[Any] = []
         self._masks: list[Array | None] = []
@@ -158,17 +162,22 @@ class ConvLSTM2D(Layer):
         sequence = dy if self.return_sequences else None
         dstate: list[State] = []
         gradients: dict[str, Array] = {}
+        statistics: dict[str, Array] = {}
         for l in reversed(range(self.num_layers)):
             pieces = self._split(sequence)
             found = [self._cell_backward(l, d, pieces[d], dfinal) for d in range(self.num_directions)]
             for suffix, grads in zip(self._suffixes, found, strict=True):
                 gradients.update({f"{w}_l{l}{suffix}": grads[w] for w in _WEIGHTS if w in grads})
             dstate = [(g["h_0"], g["c_0"]) for g in found] + dstate
+            if self.watched:
+                of_layer = {f"l{l}{s}": g["statistics"] for s, g in zip(self._suffixes, found, strict=True)}
+                statistics = of_layer | statistics
             sequence = found[0]["x"] if len(found) == 1 else found[0]["x"] + found[1]["x"]
             mask = self._masks[l]
             if mask is not None:
                 sequence = sequence * mask
         self.dstate = dstate
+        self.step_statistics = statistics
         self._keep_gradients(gradients)
         assert sequence is not None
         return sequence
@@ -271,7 +280,7 @@ class ConvLSTM2D(Layer):
     ) -> dict[str, Array]:
         index = l * self.num_directions + d
         dh_n, dc_n = dfinal[index]
-        return ops.conv_lstm_backward(self._saved[index], dy, dh_n, dc_n)
+        return ops.conv_lstm_backward(self._saved[index], dy, dh_n, dc_n, statistics=self.watched)
 
 
 def _spatial_sizes(

@@ -37,6 +37,7 @@ from fusecell.ops.activations import activation_backward, activation_forward, so
 from fusecell.ops.clipping import clip_by_global_norm_, clip_by_norm_, clip_by_value_, clip_if_any_exceeds_, global_norm
 from fusecell.ops.conv2d import conv2d_backward, conv2d_forward
 from fusecell.ops.conv_lstm import (
+    STEP_STATISTICS,
     SavedConvLSTM,
     conv_lstm_backward,
     conv_lstm_forward,
@@ -50,6 +51,7 @@ from fusecell.ops.updates import adam_update_, sgd_update_
 
 __all__ = [
     "RNN_STEP_STATISTICS",
+    "STEP_STATISTICS",
     "SavedConvLSTM",
     "SavedGates",
     "SavedRNN",

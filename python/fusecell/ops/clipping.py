@@ -54,20 +54,21 @@ class _Gradients:
 def _refuse_overlap(arrays: Sequence[Array], name: str) -> None:
     """An element that stands in the list twice would be scaled twice."""
 
-    def reach(item: tuple[int, Array]) -> tuple[int, int]:
-        a = item[1]
+    def reach(a: Array) -> tuple[int, int]:
+        low = _dispatch.pointer(a)
+        if a.flags.c_contiguous:  # most are, and small ones are asked at every step of a training
+            return low, low + a.nbytes
         steps = [(n - 1) * stride for n, stride in zip(a.shape, a.strides, strict=True)]
-        low = _dispatch.pointer(a) + sum(min(step, 0) for step in steps)
+        low += sum(min(step, 0) for step in steps)
         return low, low + sum(abs(step) for step in steps) + a.itemsize
 
-    open_until: list[tuple[int, int, Array]] = []  # (end, index, array) of those that reach as far as the next begins
-    for item in sorted(((i, a) for i, a in enumerate(arrays) if a.size), key=reach):
-        low, high = reach(item)
+    open_until: list[tuple[int, int]] = []  # (end, index) of those that reach as far as the next begins
+    for low, high, i in sorted((*reach(a), i) for i, a in enumerate(arrays) if a.size):
         open_until = [entry for entry in open_until if entry[0] > low]
-        for _, index, other in open_until:
-            if not isinstance(other, np.ndarray) or np.shares_memory(item[1], other):
-                raise ValueError(f"{name}[{item[0]}]: expected memory of its own, got some of {name}[{index}]")
-        open_until.append((high, item[0], item[1]))
+        for _, index in open_until:
+            if not isinstance(arrays[index], np.ndarray) or np.shares_memory(arrays[i], arrays[index]):
+                raise ValueError(f"{name}[{i}]: expected memory of its own, got some of {name}[{index}]")
+        open_until.append((high, i))
 
 
 def _positive(name: str, value: Any) -> float:

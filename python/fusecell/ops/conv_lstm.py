@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from fusecell import _dispatch
 from fusecell._typing import Algorithm, Array, Padding, Pair
 from fusecell.ops._arguments import (
@@ -23,6 +25,12 @@ from fusecell.ops._arguments import (
     wanted_names,
 )
 from fusecell.ops.masks import draw_dropout, draw_zoneout
+
+STEP_STATISTICS = (
+    "count", "dh_squared", "dc_squared", "not_finite", "forget",
+    "saturated_i", "saturated_f", "saturated_g", "saturated_o",
+)  # fmt: skip
+"""The columns of `conv_lstm_backward`'s statistics."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,7 @@ def conv_lstm_backward(
     dc_n: Array | None = None,
     *,
     needs: Collection[str] | None = None,
+    statistics: bool = False,
 ) -> dict[str, Array]:
     """The gradients of `conv_lstm_forward`, given those of its outputs (None: zero).
 
@@ -147,13 +156,24 @@ def conv_lstm_backward(
     needs: the names wanted among x, weight_ih, weight_hh, bias, peephole, h_0, c_0; only those are computed. By default
     all of them, bias and peephole if they were given. May be called again with the same `saved`.
 
+    statistics: adds the key "statistics", float64 [T, 9], with what each step of this pass was like. A row (in original
+    time order) has sums over the step's active samples, all channels and pixels, columns as in `STEP_STATISTICS`:
+
+    - count: the number of these elements
+    - dh_squared: the square of the loss's gradient by the step's h, through dy, later steps and dh_n
+    - dc_squared: the same by ĉ, the new cell state before zoneout (through h, later steps and the peephole of o)
+    - not_finite: how many of these gradients are infinite or NaN
+    - forget: f
+    - saturated_i, _f, _g, _o: how many are where their slope is nearly nothing: a gate below 0.01 or above 0.99, a g
+      beyond ±0.98 with tanh, hard_tanh and softsign, none with the other activations
+
     Returns a dict from forward's argument names to arrays of their shapes. Raises TypeError, ValueError.
     """
     if not isinstance(saved, SavedConvLSTM):
         raise TypeError(f"saved: expected what conv_lstm_forward returned last, got {type(saved).__name__}")
     given = saved.arrays
     possible = ["x", "weight_ih", "weight_hh", *(n for n in ("bias", "peephole") if given[n] is not None), "h_0", "c_0"]
-    wanted = wanted_names(needs, possible)
+    wanted, watched = wanted_names(needs, possible), as_flag("statistics", statistics)
     x, y, c = given["x"], given["y"], given["c"]
     assert x is not None
     assert y is not None
@@ -164,9 +184,13 @@ def conv_lstm_backward(
     made_like = {name: (a.shape, a.dtype) for name, a in given.items() if a is not None}
     made_like |= {"h_0": (state, x.dtype), "c_0": (state, c.dtype)}  # which may have been absent
     outputs = {f"d{name}": _dispatch.empty(*made_like[name], place) for name in wanted}
+    if watched:
+        parts = (x.shape[0], plan["statistics_parts"], len(STEP_STATISTICS))
+        outputs["statistics"] = _dispatch.empty(parts, np.float64, place)
     tensors = {**inputs, **_dispatch.describe_all(sent | outputs)}
     _dispatch.run("conv_lstm_backward", place, tensors, saved.options, plan)
-    return {name: outputs[f"d{name}"] for name in possible if name in wanted}
+    found = {name: outputs[f"d{name}"] for name in possible if name in wanted}
+    return {**found, "statistics": outputs["statistics"].sum(axis=1)} if watched else found
 
 
 @contextmanager

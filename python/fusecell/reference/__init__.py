@@ -34,10 +34,12 @@ from ._options import GateOptions, SequenceOptions, StepOptions
 from ._philox import bernoulli
 from ._rnn import RNN_STEP_STATISTICS, rnn_backward, rnn_forward
 from ._sequence import conv_lstm_backward, conv_lstm_forward, conv_lstm_step_backward, conv_lstm_step_forward
+from ._statistics import STEP_STATISTICS
 from ._updates import adam_update_, sgd_update_
 
 __all__ = [
     "RNN_STEP_STATISTICS",
+    "STEP_STATISTICS",
     "GateOptions",
     "SequenceOptions",
     "StepOptions",

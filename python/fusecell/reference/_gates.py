@@ -127,6 +127,13 @@ def lstm_gates_forward(
     return zoneout(old_h, new_h, m_h), zoneout(old_c, new_c, m_c), saved
 
 
+def new_state_backward(s: SavedGates, dnew_h: Array, dnew_c: Array) -> tuple[Array, Array]:
+    """The gradients of z_o and, in all, of C, from those that reach H and C from behind zoneout."""
+    p_o = blocks("peephole", s.peephole, 3, s.old_c.shape)[2]
+    dz_o = s.o.backward(dnew_h * s.cell.y)
+    return dz_o, add_product(dnew_c + s.cell.backward(dnew_h * s.o.y), p_o, dz_o)
+
+
 def lstm_gates_backward(
     saved: Any, dh: ArrayLike | None = None, dc: ArrayLike | None = None, *, needs: Iterable[str] | None = None
 ) -> dict[str, Array]:
@@ -136,12 +143,11 @@ def lstm_gates_backward(
     """
     s: SavedGates = saved
     state = s.old_c.shape
-    p_i, p_f, p_o = blocks("peephole", s.peephole, 3, state)
+    p_i, p_f, _ = blocks("peephole", s.peephole, 3, state)
 
     dh_kept, dnew_h = zoneout_backward(shaped("dh", dh, state), s.m_h)
     dc_kept, dnew_c = zoneout_backward(shaped("dc", dc, state), s.m_c)
-    dz_o = s.o.backward(dnew_h * s.cell.y)
-    dnew_c = add_product(dnew_c + s.cell.backward(dnew_h * s.o.y), p_o, dz_o)
+    dz_o, dnew_c = new_state_backward(s, dnew_h, dnew_c)
     dz_i = s.i.backward(dnew_c * s.g.y)
     dz_f = s.f.backward(dnew_c * s.old_c)
     dz_g = s.g.backward(dnew_c * s.i.y)

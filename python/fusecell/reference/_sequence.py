@@ -13,6 +13,7 @@ from ._check import Array, expect, expect_axes, f64, shaped, wanted
 from ._convolution import axes_of, conv2d_backward, conv2d_forward
 from ._gates import lstm_gates_backward, lstm_gates_forward
 from ._options import GateOptions, SequenceOptions, StepOptions, options_for
+from ._statistics import STEP_STATISTICS, step_statistics
 
 
 def weights(weight_ih: ArrayLike, weight_hh: ArrayLike, in_channels: int) -> tuple[Array, Array]:
@@ -149,22 +150,27 @@ def conv_lstm_backward(
     dc_n: ArrayLike | None = None,
     *,
     needs: Iterable[str] | None = None,
+    statistics: bool = False,
 ) -> dict[str, Array]:
     """The gradients of ``conv_lstm_forward``; dy, dh_n and dc_n are those of its results (None: zero).
 
     Back-propagation through time. A dict of x, weight_ih, weight_hh, bias and peephole (where given), h_0
-    and c_0, or of those named in ``needs``.
+    and c_0, or of those named in ``needs``. ``statistics`` adds "statistics" [T, 9], see ``step_statistics``.
     """
     s: SavedSequence = saved
     dy = shaped("dy", dy, (s.x_shape[0], *s.state_shape))
     dh, dc = shaped("dh_n", dh_n, s.state_shape).copy(), shaped("dc_n", dc_n, s.state_shape).copy()
     dx = np.zeros(s.x_shape)
     dparameters = {name: np.zeros_like(p) for name, p in s.parameters.items()}
+    watched = np.zeros((s.x_shape[0], len(STEP_STATISTICS)))
     for t, b, detached, step in reversed(s.steps):
+        if statistics:
+            watched[t] = step_statistics(step.gates, dh[b] + dy[t, b], dc[b])
         gradients = conv_lstm_step_backward(step, dh[b] + dy[t, b], dc[b])
         dx[t, b] = gradients["x"]
         dh[b] = 0.0 if detached else gradients["h"]
         dc[b] = 0.0 if detached else gradients["c"]
         for name in dparameters:
             dparameters[name] += gradients[name]
-    return wanted({"x": dx, **dparameters, "h_0": dh, "c_0": dc}, needs)
+    found = wanted({"x": dx, **dparameters, "h_0": dh, "c_0": dc}, needs)
+    return {**found, "statistics": watched} if statistics else found

@@ -1,0 +1,39 @@
+#pragma once
+// What a step's backward tells of itself: sums over its active elements of what the gates' adjoint has at hand.
+
+#include "base/macros.h"
+#include "cell/activation.h"
+
+namespace fusecell {
+
+// The columns, as fusecell.ops.STEP_STATISTICS names them.
+enum StepStatistic : int {
+  kCount,      // of active elements
+  kDhSquared,  // of the gradient of h
+  kDcSquared,  // of the gradient of ĉ
+  kNotFinite,  // how many of these gradients are not
+  kForget,     // f
+  kSaturated,  // how many of i are saturated; f, g and o follow
+  kStepStatistics = kSaturated + 4,
+};
+
+// An output at which the slope is nearly nothing: of sigmoid and tanh 4 % of the steepest, of the others less.
+template <class S>
+FUSECELL_HD bool gate_saturates(S y) {
+  return y < S(0.01) || y > S(0.99);
+}
+template <class S>
+FUSECELL_HD bool state_saturates(S y) {
+  return y < S(-0.98) || y > S(0.98);
+}
+// The others never saturate.
+FUSECELL_HD bool has_two_bounds(Activation kind) {
+  return kind == Activation::tanh || kind == Activation::hard_tanh || kind == Activation::softsign;
+}
+
+template <class S>
+FUSECELL_HD bool is_finite(S x) {
+  return x - x == S(0);
+}
+
+}  // namespace fusecell

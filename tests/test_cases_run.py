@@ -1,0 +1,147 @@
+"""examples/cases: each runs at its small size, finds the cause, and draws its picture."""
+
+from __future__ import annotations
+
+import runpy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusecell import ops
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+FOLDER = Path(__file__).parents[1] / "examples" / "cases"
+CASES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """run(name): the figures of a case and the folder of its picture; each case runs once."""
+
+    @cache
+    def run(name: str) -> tuple[dict[str, Any], Path]:
+        out = tmp_path_factory.mktemp(name)
+        return runpy.run_path(str(FOLDER / f"{name}.py"))["main"](["--small", "--out", str(out)]), out
+
+    return run
+
+
+def names(verdicts) -> set[str]:
+    return {verdict.name for verdict in verdicts}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_draws_its_picture(run, name):
+    assert (run(name)[1] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_tells_its_question_cause_and_cure(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert 40 <= len(text.splitlines()) <= 120
+    assert all(word in text for word in ("The question", "The cause", "The cure"))
+
+
+def test_loss_flattens(run):
+    found, _ = run("loss_flattens")
+    assert found["first"] == pytest.approx(6.93, abs=0.01)
+    assert found["plateau"] == pytest.approx(3.25, abs=0.01)
+    for (start, rate), end in found["ends"].items():
+        said = names(found["verdicts"][start, rate])
+        if start == "random":
+            assert not said
+            assert end < 0.5 * found["plateau"]
+        else:
+            assert "symmetric units" in said
+        if start == "zero":
+            assert end == pytest.approx(found["plateau"], abs=0.05)
+
+
+def test_last_layer(run):
+    found, _ = run("last_layer")
+    assert all("relu before softmax" in names(v) for v in found["verdicts"]["relu"])
+    assert all("sigmoid before softmax" in names(v) for v in found["verdicts"]["sigmoid"])
+    assert not any(found["verdicts"]["identity"])
+    assert found["losses"]["sigmoid"] > found["floor"] > 1.46 > found["losses"]["identity"]
+    assert min(found["accuracies"]["identity"]) > max(found["accuracies"]["relu"])
+
+
+def test_conv_lstm_by_hand(run):
+    found, _ = run("conv_lstm_by_hand")
+    good, again = found["good"]
+    assert len(good) == 50
+    assert good == again, "sums begun in zeros: the same bits"
+    assert np.mean(good[-5:]) < np.mean(good[:5]), "and it learns"
+    healthy, sick = found["monitors"]
+    assert healthy.verdicts() == []
+
+    one, another = np.array(found["faulty"])
+    assert one[0] == another[0], "the first example's loss knows nothing of the sums"
+    assert (one[1:] != another[1:]).all()
+    verdict = sick.verdicts()[0]
+    assert verdict.name == "uninitialised memory"
+    assert verdict.where.startswith("dbias_i")
+    assert "iteration 0 at time step 7" in str(verdict)
+
+    one_step, four_steps, flipped = found["unflipped"], found["unflipped, 4 steps"], found["flipped, 4 steps"]
+    assert one_step.errors["h"] > 1
+    assert "needs the kernel flipped" in one_step.gradients["h"].cause
+    assert [name for name, gradient in one_step.gradients.items() if not gradient.right] == ["h"]
+    assert four_steps.errors["kernel"] > 0.05, "over time the mistake reaches the weights' gradients, too"
+    flipped.raise_if_wrong()
+
+
+def test_conv_lstm_by_hand_clips_in_the_script_s_order(monkeypatch: pytest.MonkeyPatch):
+    """Seven gradients at each step, the sums before they grow on; the readout is updated before its two are clipped."""
+    case = runpy.run_path(str(CASES / "conv_lstm_by_hand.py"))
+    scaled: list[Any] = []
+    clip = ops.clip_if_any_exceeds_
+
+    def record(given: list[Any], limit: float):
+        scaled.append((limit, clip(given, limit)))
+
+    monkeypatch.setattr(ops, "clip_if_any_exceeds_", record)
+    p = case["state_file"](8, 16)
+    p["readout"] *= 10  # a kernel's gradient that is to be clipped
+    p["bias_y"] -= 1  # and the readout's
+    before = {name: array.copy() for name, array in p.items()}
+    _, gradients = case["bptt"](p, case["wave"](0, 8, 16))
+    assert [(limit, len(found)) for limit, found in scaled] == [(1.0, 7)] * 8
+    kernel = [found[0] for _, found in scaled]
+    assert sum(kernel) > 1, "the running sum is scaled more than once"
+    monkeypatch.setattr(ops, "clip_if_any_exceeds_", lambda given, limit: None)
+    _, whole = case["bptt"]({name: array.copy() for name, array in before.items()}, case["wave"](0, 8, 16))
+    assert ops.global_norm(gradients["kernel"]) < 0.9 * ops.global_norm(whole["kernel"])
+    assert scaled[0][1][5], "the readout's gradient at the first step"
+    for name in ("kernel", *case["GATES"]):
+        assert np.array_equal(p[name], before[name] - case["RATE"] * gradients[name])
+    assert ops.global_norm(gradients["readout"]) == pytest.approx(1)
+    assert ops.global_norm(p["readout"] - before["readout"]) > 1.1 * case["RATE"], "not clipped when it was used"
+
+
+def test_relu_collapse(run):
+    found, _ = run("relu_collapse")
+    collapsed, cured = found["accuracies"].pop("relu"), found["accuracies"]
+    assert max(collapsed) > 0.8
+    assert collapsed[-1] < 0.3
+    assert all(accuracy[-1] > 0.9 for accuracy in cured.values())
+    verdicts = found["verdicts"]
+    assert names(verdicts.pop("relu")) == {"dead units"}
+    assert not any(verdicts.values())
+    assert max(found["dead"]["relu"].values()) > 0.9
+
+
+def test_prediction_ceiling(run):
+    found, _ = run("prediction_ceiling")
+    capped, scaled, relu = found["tanh"], found["tanh, scaled targets"], found["relu"]
+    assert names(capped["verdicts"]) == {"bounded output"}
+    assert capped["predicted"].max() <= capped["reach"][-1, 1] < 90
+    assert scaled["reach"][-1, 1] > 100
+    assert not scaled["verdicts"]
+    assert not relu["verdicts"]
+    assert scaled["error"] < relu["error"] < capped["error"]
