@@ -145,3 +145,119 @@ def test_prediction_ceiling(run):
     assert not scaled["verdicts"]
     assert not relu["verdicts"]
     assert scaled["error"] < relu["error"] < capped["error"]
+
+
+def test_xor_biases(run):
+    found, _ = run("xor_biases")
+    faulty, cured = found["faulty"], found["cured"]
+    assert faulty["wrong"] == ["b1", "b2"]
+    assert "saturated units" in faulty["verdicts"]
+    assert not cured["wrong"]
+    assert not cured["verdicts"]
+    assert cured["loss"] < 1e-3 < 0.5 < faulty["loss"]
+
+
+def test_same_prediction(run):
+    found, _ = run("same_prediction")
+    asked, raw = found["relu, Adam, L2"], found["no L2, raw inputs, rate 0.3"]
+    for same in (asked, found["tanh for relu"], found["SGD for Adam"]):
+        assert "penalty drowns the loss" in same["verdicts"]
+        assert "constant output" in same["verdicts"]
+        assert same["spread"] < 1e-6
+    assert "dead units" in raw["verdicts"]
+    assert "penalty drowns the loss" not in raw["verdicts"]
+    assert raw["spread"] < 1e-6
+    for cured in (found["L2 of 0.001"], found["no L2, inputs scaled, rate 0.01"]):
+        assert not cured["verdicts"]
+        assert cured["error"] < 0.05
+
+
+def test_drowning_penalty(run):
+    found, _ = run("drowning_penalty")
+    *drowned, slow, faster, softmax = found.values()
+    assert all(run["verdicts"] == ["penalty drowns the loss"] for run in drowned)
+    assert all(run["accuracy"] < 0.2 for run in (*drowned, slow))
+    assert all(run["accuracy"] > 0.9 and not run["verdicts"] for run in (faster, softmax))
+
+
+def test_all_ones(run):
+    found, _ = run("all_ones")
+    for name in ("as asked", "+ bias", "+ log loss"):
+        assert "saturated units" in found[name]["verdicts"]
+        assert (found[name]["hidden"] == 1).all()
+        assert found[name]["accuracy"] < 0.1
+    for name in ("... and the log loss", "... and a bias"):
+        assert not found[name]["verdicts"]
+        assert found[name]["accuracy"] > 0.95
+    assert found["+ weights of both signs"]["hidden"].std(axis=0).max() > 0.05
+    assert found["cause"].startswith("0.1 times the right one")
+    assert found["mended"]
+
+
+def test_relu_at_zero(run):
+    found, _ = run("relu_at_zero")
+    for kind, runs in found.items():
+        zero, half, one = (runs[at_zero] for at_zero in (0.0, 0.5, 1.0))
+        if kind == "random numbers":
+            assert zero["zeros"] == 0
+            assert np.array_equal(zero["losses"], half["losses"])
+            assert np.array_equal(zero["losses"], one["losses"])
+        else:
+            assert zero["zeros"] > 0.2
+            assert not np.array_equal(zero["losses"], half["losses"])
+            assert not half["verdicts"]
+            assert not one["verdicts"]
+    zero, half, _ = found["first layer starts at 0"].values()
+    assert {"dead units", "symmetric units"} <= set(zero["verdicts"])
+    assert half["losses"][-1] < 0.6 * zero["losses"][-1]
+
+
+def test_levenberg_marquardt(run):
+    found, _ = run("levenberg_marquardt")
+    small, raw, slow = found["small start"], found["inputs 0 to 10"], found["descent"]
+    assert small["needed"].max() < 50
+    assert np.isinf(raw["needed"]).sum() >= 3
+    assert slow["errors"][-1] > 3e-4, "after 3000 steps"
+    assert not slow["verdicts"]
+
+
+def test_levenberg_marquardt_has_the_jacobian_of_its_residuals():
+    case = runpy.run_path(str(FOLDER / "levenberg_marquardt.py"))
+    net, vector = case["network"](3, 1)
+    x, step = case["X"], 1e-6 * np.eye(len(vector))
+    slopes = [(case["residuals"](vector + e, net, x) - case["residuals"](vector - e, net, x)) / 2e-6 for e in step]
+    assert np.allclose(case["jacobian"](vector, net, x), np.transpose(slopes), atol=1e-8)
+
+
+def test_saved_gradients(run):
+    found, _ = run("saved_gradients")
+    for way in ("read after clearing", "kept before, not copied"):
+        assert not found[way]["vectors"].any()
+        assert found[way]["verdicts"] == ["parameter gets no gradient"]
+    copied = found["copied before"]
+    assert np.linalg.norm(copied["vectors"], axis=1).min() > 0.1
+    assert not copied["verdicts"]
+    assert copied["losses"][-1] < 0.5 * copied["losses"][0]
+    assert found["stays"] == {"backward": True, "clip_norm": True, "clip_value": False}
+
+
+def test_train_and_eval(run):
+    found, _ = run("train_and_eval")
+    assert not found["verdicts"]
+    curves = found["curves"]
+    for order in ("shuffled", "sorted by class"):
+        assert min(curves[f"eval, {order}"]) > 0.95
+        assert curves[f"train, {order}"][0] < 0.7
+    assert curves["train, sorted by class"][0] < 0.15
+    assert found["after"] < found["before"] - 0.02
+    assert found["repeats"] == {True: False, False: True}
+
+
+def test_stacked_autoencoder(run):
+    found, _ = run("stacked_autoencoder")
+    assert found["error"] == "x: expected [..., 250], got [1280, 784]"
+    assert min(found["codes in training mode"]["differ"]) > 0.3
+    assert found["codes in eval mode"]["differ"] == [0, 0, 0]
+    together, random = found["... then all together"], found["all from random weights"]
+    assert together["unexplained"] < 0.9 * random["unexplained"] < 0.9
+    assert not any(found[name]["verdicts"] for name in found if name != "error")

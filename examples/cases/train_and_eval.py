@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             mode()
             values = curves[f"{mode.__name__}, {name}"] = [accuracy(net, x[order], labels[order], b) for b in BATCHES]
             print(f"{mode.__name__}(), {name:16}", "".join(f"{100 * value:5.0f} %" for value in values))
-    accuracy(net, x[by_class], labels[by_class], 16)
+    accuracy(net, x[by_class], labels[by_class], 4)
     after = accuracy(net.eval(), x, labels, 64)
     print(f"eval() again, {before:.0%} -> {after:.0%} right: training mode has moved the running statistics")
     draw(args.out / "train_and_eval.png", curves)
