@@ -98,7 +98,7 @@ def test_conv_lstm_by_hand(run):
 
 def test_conv_lstm_by_hand_clips_in_the_script_s_order(monkeypatch: pytest.MonkeyPatch):
     """Seven gradients at each step, the sums before they grow on; the readout is updated before its two are clipped."""
-    case = runpy.run_path(str(CASES / "conv_lstm_by_hand.py"))
+    case = runpy.run_path(str(FOLDER / "conv_lstm_by_hand.py"))
     scaled: list[Any] = []
     clip = ops.clip_if_any_exceeds_
 
