@@ -275,6 +275,17 @@ def test_a_penalty_that_has_pressed_the_weights_to_nothing():
 
 
 # ----------------------------------------------------------------------------------------------------------- the class
+def test_a_run_that_overflows_is_read_without_a_warning_and_named():
+    monitor, w = health.Monitor(), rng().standard_normal((3, 2))
+    for n in range(30):
+        y = np.full((4, 3), 10.0 ** min(10 * n, 300))
+        monitor.observe(y[0, 0] ** 0.5, outputs=y, targets=-y, parameters={"w": w}, gradients={"w": y[:3, :2]})
+        w = w * 1e10
+    assert {"exploding gradient", "updates too large"} <= set(names(monitor))
+    monitor.observe(np.nan, outputs=np.full((4, 3), np.inf), targets=np.full((4, 3), np.inf))
+    assert "not finite" in names(monitor)
+
+
 def test_every_nth_step_alone_is_read():
     monitor = run(falling(), monitor=health.Monitor(every=10))
     assert [o.iteration for o in monitor.observations] == [0, 10, 20, 30, 40, 50]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,7 +109,7 @@ class Observation:
     @property
     def gradient(self) -> float:
         """The norm of all gradients together."""
-        return float(np.sqrt(sum(p.gradient**2 for p in self.parameters.values() if p.gradient is not None)))
+        return math.hypot(*(p.gradient for p in self.parameters.values() if p.gradient is not None))
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

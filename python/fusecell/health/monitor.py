@@ -60,6 +60,10 @@ class Source(Protocol):
         """The name of the layer that is the output."""
 
 
+_unbounded = np.errstate(over="ignore", invalid="ignore")
+"""What is observed may be of any size: a run that overflows is to be read and named, not to warn in the doctor."""
+
+
 class Monitor:
     """Watches a training run; `verdicts()` says what is wrong, `report()` shows why, `plot()` draws it.
 
@@ -94,6 +98,7 @@ class Monitor:
         self.iteration = 0
 
     # ----------------------------------------------------------------------------------------------------- watching
+    @_unbounded
     def observe(
         self,
         loss: float | None = None,
@@ -164,10 +169,12 @@ class Monitor:
             self.detach()
 
     # ------------------------------------------------------------------------------------------------------- saying
+    @_unbounded
     def verdicts(self) -> list[Verdict]:
         """What is wrong, likeliest first cause first; empty for a healthy run."""
         return ([] if self._found is None else [self._found]) + verdicts_of(self._run())
 
+    @_unbounded
     def report(self) -> str:
         """A table of parameters, layers and time steps, and the verdicts."""
         recurrent = {} if self._source is None else self._source.recurrent()
