@@ -4,7 +4,6 @@
 #include "cpu/rnn.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/arena.h"
 #include "base/dtype.h"
