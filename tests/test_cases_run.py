@@ -98,7 +98,7 @@ def test_conv_lstm_by_hand(run):
 
 def test_conv_lstm_by_hand_clips_in_the_script_s_order(monkeypatch: pytest.MonkeyPatch):
     """Seven gradients at each step, the sums before they grow on; the readout is updated before its two are clipped."""
-    case = runpy.run_path(str(CASES / "conv_lstm_by_hand.py"))
+    case = runpy.run_path(str(FOLDER / "conv_lstm_by_hand.py"))
     scaled: list[Any] = []
     clip = ops.clip_if_any_exceeds_
 
@@ -145,6 +145,46 @@ def test_prediction_ceiling(run):
     assert not scaled["verdicts"]
     assert not relu["verdicts"]
     assert scaled["error"] < relu["error"] < capped["error"]
+
+
+def test_wide_logistic_network(run):
+    found, _ = run("wide_logistic_network")
+    overflow, stalled = found["pixels to 255"], found["large steps"]
+    assert names(overflow["verdicts"]) == {"not finite"}
+    assert (overflow["verdicts"][0].where, overflow["verdicts"][1].where) == ("e^z of layer 1", "the output of 1")
+    assert "iteration 0" in overflow["verdicts"][0].words
+    assert stalled["tiny"][:2] == ("layer 3", 1)
+    assert names(stalled["verdicts"]) == {"saturated units"}
+    assert stalled["accuracy"] < 0.2
+    for name in ("smaller steps", "relu, Glorot"):
+        assert not found[name]["verdicts"]
+        assert found[name]["tiny"] is None
+        assert found[name]["accuracy"] > 0.85
+    best = {width: max((found["map"][width, rate], rate) for rate in (0.3, 3.0, 15.0))[1] for width in (10, 200)}
+    assert best == {10: 3.0, 200: 0.3}, "the wider, the smaller the rate must be"
+
+
+def test_batch_norm_order(run):
+    found, _ = run("batch_norm_order")
+    early = {order: accuracy[:, 1].mean() for order, accuracy in found["accuracies"].items()}
+    assert min(early["before"], early["after"]) > early["none"] + 0.1
+    assert abs(found["difference"][0]) < 1, "the place matters less than the thing"
+    assert not any(verdicts for order in found["verdicts"].values() for verdicts in order)
+
+
+def test_vanishing_gradient_rnn(run):
+    found, _ = run("vanishing_gradient_rnn")
+    costs = {key: of["costs"][-1] for key, of in found.items() if "costs" in of}
+    assert costs["small", 100] < 1e-5
+    assert costs["large", 100] > 3e-3 > 1.3 * costs["large, cured", 100]
+    said = {key: names(of["verdicts"]) for key, of in found.items() if "costs" in of}
+    assert said.pop(("large", 100)) == {"vanishing gradient"}
+    assert not any(said.values())
+    assert (found["the teacher", 100]["norms"] / found["the teacher", 100]["norms"][-1]).max() < 2
+    for (_, length), of in found.items():
+        if length == 100:
+            s, back = np.linalg.norm(of["weight_hh"], 2), np.arange(99, -1, -1)
+            assert (of["norms"] <= of["norms"][-1] * (s / 4) ** back * (1 + 1e-9)).all()
 
 
 def test_xor_biases(run):

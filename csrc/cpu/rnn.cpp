@@ -4,11 +4,11 @@
 #include "cpu/rnn.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/arena.h"
 #include "base/dtype.h"
 #include "base/size.h"
+#include "cell/statistics.h"
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
 #include "cpu/work.h"
@@ -175,8 +175,8 @@ template <class S>
 StepSums sums_of(const Kernels<S>& kernels, Activation kind, int64_t n, const S* dh, const S* y) {
   StepSums sums = {kernels.sum_squares(n, dh, 1.0), 0, 0};
   for (int64_t i = 0; i < n; ++i) {
-    sums.not_finite += !std::isfinite(dh[i]);
-    sums.saturated += is_saturated(kind, y[i]);
+    sums.not_finite += !is_finite(dh[i]);
+    sums.saturated += saturates(kind, y[i]);
   }
   return sums;
 }

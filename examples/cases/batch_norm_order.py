@@ -3,11 +3,12 @@
 The question. The paper (Ioffe and Szegedy 2015) normalises what goes into the activation; its authors are said to have
 changed their minds; tutorials do either. Which is right?
 
-The cause of the disagreement, measured. The difference is small: on these digits it is @@
+The cause. Tasks differ, and so do seeds. Here, over 20 seeds, with the normalisation before ReLU 98.1 % of the digits
+that it never saw are right, after it 97.6 % (less by 0.46 ± 0.09; at a rate of 0.5 by 0.73 ± 0.19), without it 96.2 %;
+one seed differs from another by 0.5. After two epochs it is 95 % with it, wherever it stands, and 72 % without.
 
-The cure. Use either and measure on the task at hand, over several seeds, since one seed differs from another by more
-than the two orders do. What matters more is to evaluate in eval mode, where the running statistics are used: in
-training mode a prediction depends on which other examples stand in its batch.
+The cure. Normalise at all; choose the place by measuring on the task at hand, over several seeds. What matters more is
+to evaluate in eval mode: in training mode a prediction depends on the other examples of its batch.
 """
 
 from __future__ import annotations
@@ -93,12 +94,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     seeds, epochs = (3, 6) if args.small else (20, 20)
     curves, accuracies, verdicts = {}, {}, {}
     for order in ORDERS:
-        runs = [train(order, seed, epochs, args.rate) for seed in tqdm(range(seeds), desc=order, leave=False, disable=None)]
+        bar = tqdm(range(seeds), desc=order, leave=False, disable=None)
+        runs = [train(order, seed, epochs, args.rate) for seed in bar]
         curves[order], accuracies[order] = (np.array([run[k] for run in runs]) for k in (0, 1))
         verdicts[order] = [monitor.verdicts() for *_, monitor in runs]
         early, end = 100 * accuracies[order][:, 1].mean(), 100 * accuracies[order][:, -1].mean()
-        spread = 100 * accuracies[order][:, -1].std(ddof=1)
-        print(f"{order:6}: accuracy {early:.2f} % after 2 epochs, {end:.2f} % at the end, from seed to seed ± {spread:.2f}")
+        print(f"{order:6}: accuracy {early:.2f} % after 2 epochs, {end:.2f} % at the end")
     difference = 100 * (accuracies["after"] - accuracies["before"])[:, -1]
     error = difference.std(ddof=1) / np.sqrt(seeds)
     print(f"after less before, at the end: {difference.mean():+.2f} ± {error:.2f} %")

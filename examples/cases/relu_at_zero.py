@@ -3,13 +3,13 @@
 The question. max(0, x) has no derivative at 0. What does gradient descent make of it, and does it change anything
 which value between 0 and 1 is taken there? Said was: try it, 0, 0.5 and 1, for 200 steps of a small network.
 
-The cause of any difference, measured. On random numbers no sum is exactly 0, and the three runs are the same to the last bit. Where
-zeros do occur the runs differ, and end as well: inputs that are 0 in every feature (an empty patch of a picture) under
-a bias that is 0 still, or whole numbers as inputs and weights. It decides over everything in one case: a first layer
-that starts at 0 gives 0 for every example. With 0 as the derivative nothing ever comes through ("dead units", says the
-monitor); with 0.5 or 1 the same network learns.
+The cause of any difference is a sum that is exactly 0. Measured: on random numbers there is none, and the three runs
+are the same to the last bit. Where zeros do occur the runs differ, and end as well: inputs that are 0 in every feature
+(an empty patch of a picture) under a bias that is 0 still, or whole numbers as inputs and weights. It decides over
+everything in one case: a first layer that starts at 0 gives 0 for every example. With 0 as the derivative nothing ever
+comes through ("dead units", says the monitor); with 0.5 or 1 the same network learns.
 
-The cure. Not another derivative but a start at random; `layers.Activation("relu", at_zero=...)` has all
+The cure for that is not another derivative but a start at random; `layers.Activation("relu", at_zero=...)` has all
 three for whoever wants to compare with another framework.
 """
 

@@ -67,7 +67,7 @@ def draw(path: Path, accuracies: dict[str, list[float]], dead: dict[str, Array])
     for (name, share), line in zip(dead.items(), (":", "--", "-"), strict=True):
         shown = 100 * plots.smooth(share, 25)
         bottom.plot(np.arange(len(shown)) / 25, shown, color=plots.FORECAST, linestyle=line, label=f"relu, {name}")
-    bottom.set_title("Units that give 0 for every example of a minibatch, in %", color=plots.TEXT, loc="left", fontsize=11)
+    bottom.set_title("Units that are 0 for a whole minibatch, in %", color=plots.TEXT, loc="left", fontsize=11)
     bottom.set_xlabel("epoch", color=plots.DIM)
     for axes in (top, bottom):
         plots.night_axes(axes)

@@ -15,8 +15,8 @@ from fusecell.health._thresholds import EDGE
 
 Bounds = tuple[float, float]
 
-_MOST_VALUES = 1 << 16  # of a layer's output that are looked at: enough for shares to a per cent
-_MOST_EXAMPLES = 256  # by which twins among units are told apart
+_MOST_VALUES = 1 << 14  # of a layer's output that are looked at: enough for shares to a per cent
+_EXAMPLES = 256  # that are looked at even so, and by which twins among units are told apart
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
         examples=len(values),
         dead=float(np.mean((top == 0) & (bottom == 0))),
         same=float(np.mean(top - bottom <= 1e-6 * np.maximum(np.abs(top), np.abs(bottom)))),
-        twins=twin_share(finite[:_MOST_EXAMPLES].T),
+        twins=twin_share(finite[:_EXAMPLES].T),
         saturated=saturated,
         low=float(bottom.min()),
         high=float(top.max()),
@@ -161,11 +161,11 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
 
 
 def _examples_by_units(y: Any, axis: int) -> Array:
-    """[examples, units], at most _MOST_VALUES values of them unless a single example has more."""
+    """[examples, units]: all of them, or about _MOST_VALUES values but at least _EXAMPLES examples."""
     moved = y.movedim(axis, -1) if _arrays.is_tensor(y) else np.moveaxis(_arrays.to_numpy(y), axis, -1)
     shape = tuple(moved.shape[:-1])
     examples = int(np.prod(shape))
-    most = max(1, _MOST_VALUES // moved.shape[-1])
+    most = max(_EXAMPLES, _MOST_VALUES // moved.shape[-1])
     if examples <= most:
         return _arrays.to_numpy(moved.reshape(examples, moved.shape[-1]))
     taken = np.linspace(0, examples - 1, most).astype(np.int64)  # gathered: a reshape would copy all of it
