@@ -81,7 +81,7 @@ def draw(path: Path, asked: dict[str, Any], cured: dict[str, Any]) -> None:
 
     figure = plots.new_figure(9.0, 6.0)
     colours = LinearSegmentedColormap.from_list("weights", [plots.INPUT, plots.NIGHT, plots.FORECAST])
-    colours.set_bad(plots.DIM, 0.3)
+    colours = colours.with_extremes(bad=plots.DIM + "4d")
     limit = float(np.abs(cured["weight"]).max()) / 2
     for k, (title, run) in enumerate({"L2 of 1": asked, "L2 of 1 / 2N": cured}.items()):
         units = figure.add_axes((0.03, 0.52 - 0.48 * k, 0.3, 0.43))
