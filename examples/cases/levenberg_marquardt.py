@@ -84,7 +84,7 @@ def descent(net: layers.Sequential, vector: Array, steps: int) -> dict[str, Any]
 def draw(path: Path, found: dict[str, dict[str, Any]]) -> None:
     """The curve, and how it is fitted after some iterations; the errors over the iterations."""
     figure = plots.new_figure(9.6, 3.8)
-    left, right = figure.add_axes((0.07, 0.12, 0.42, 0.78)), figure.add_axes((0.55, 0.12, 0.43, 0.78))
+    left, right = figure.add_axes((0.07, 0.15, 0.42, 0.8)), figure.add_axes((0.55, 0.15, 0.43, 0.8))
     for k in range(0, 17, 4):
         left.plot(X, found["small start"]["fits"][k], color=plots.INPUT, alpha=0.2 + 0.05 * k, label=f"iteration {k}")
     left.plot(X, Y, ".", color=plots.TRUTH, markersize=4, label="to be fitted")

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--small", action="store_true", help="takes seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/cases"))
     args = parser.parse_args(argv)
-    found = {way: train(40 if args.small else 400, way) for way in WAYS}
+    found = {way: train(40 if args.small else 120, way) for way in WAYS}
     for way, run in found.items():
         largest, falls = np.abs(run["vectors"]).max(), f"{run['losses'][0]:.2f} -> {run['losses'][-1]:.2f}"
         print(f"{way:24} largest {largest:.2g}, loss {falls}  {', '.join(run['verdicts']) or 'nothing wrong'}")

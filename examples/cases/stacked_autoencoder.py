@@ -74,7 +74,7 @@ def stack(x: Array, epochs: int, mode: str) -> tuple[layers.Sequential, dict[str
         verdicts += train(layers.Sequential([encoder, decoder]), codes, epochs, rng)
         getattr(encoder, mode)()
         again, codes = encoder.forward(codes), encoder.forward(codes)
-        differ.append(float(np.linalg.norm(codes - again) / np.linalg.norm(codes - codes.mean(axis=0))))
+        differ.append(round(float(np.linalg.norm(codes - again) / np.linalg.norm(codes - codes.mean(axis=0))), 2))
         encoders, decoders = [*encoders, encoder], [decoder, *decoders]
     return layers.Sequential([*encoders, *decoders]).eval(), {"differ": differ, "verdicts": verdicts}
 
@@ -98,16 +98,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--small", action="store_true", help="takes seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/cases"))
     args = parser.parse_args(argv)
-    epochs, (x, held_out) = 4 if args.small else 40, images()
-    found, rows, rng = {}, {"held out": held_out}, np.random.default_rng(2)
+    epochs, (x, held_out), rng = 4 if args.small else 40, images(), np.random.default_rng(2)
+    found, rows = {}, {"held out": held_out}
     runs = {"codes in training mode": ("train", 1, 0), "codes in eval mode": ("eval", 1, 0)}
     runs |= {"... then all together": ("eval", 1, 1), "all from random weights": ("eval", 0, 1)}
     for name, (mode, alone, together) in runs.items():
         net, found[name] = stack(x, alone * epochs, mode)
         found[name]["verdicts"] += train(net, x, together * epochs, rng)
         rows[name] = net.forward(held_out)
-        found[name]["unexplained"] = np.mean((rows[name] - held_out) ** 2) / held_out.var(axis=0).mean()
-        print(f"{name:24} {found[name]['unexplained']:.1%} of the variance unexplained;", found[name])
+        found[name]["unexplained"] = float(np.mean((rows[name] - held_out) ** 2) / held_out.var(axis=0).mean())
+        print(f"{name:24} {found[name]['unexplained']:.0%} unexplained, codes differ by {found[name]['differ']}")
     try:
         net.layers[1].forward(x)
     except ValueError as error:

@@ -370,12 +370,11 @@ def penalty(run: Run) -> Iterator[Verdict]:
     own = np.array([(o.loss or 0.0) - (o.penalty or 0.0) for o in given])
     shares = np.array([o.penalty or 0.0 for o in given]) / np.maximum(own, 1e-300)
     share = max(float(np.median(part)) for part in (shares[: at.FEW], shares, shares[-len(run.recent) :]))
-    fifth = max(3, len(own) // 5)
-    falls = float(np.median(own[-fifth:])) < at.FALLEN * float(np.median(own[:3]))
-    if share >= at.DROWNS and not falls:
+    first, last = float(np.median(own[:3])), float(np.median(own[-max(3, len(own) // 5) :]))
+    if share >= at.DROWNS and last >= at.FALLEN * first:
         yield Verdict(
-            "penalty drowns the loss", "the loss", f"the penalty is {share:.1f} times the rest, which "
-            f"does not fall ({own[0]:.3g} -> {own[-1]:.3g})", "lower its strength tenfold until the rest falls",
+            "penalty drowns the loss", "the loss", f"the penalty is {share:.1f} times the rest, which does not fall "
+            f"({first:.3g} -> {last:.3g})", "lower its strength tenfold until the rest falls",
         )  # fmt: skip
 
 
