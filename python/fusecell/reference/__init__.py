@@ -33,9 +33,11 @@ from ._gates import lstm_gates_backward, lstm_gates_forward
 from ._options import GateOptions, SequenceOptions, StepOptions
 from ._philox import bernoulli
 from ._sequence import conv_lstm_backward, conv_lstm_forward, conv_lstm_step_backward, conv_lstm_step_forward
+from ._statistics import STEP_STATISTICS
 from ._updates import adam_update_, sgd_update_
 
 __all__ = [
+    "STEP_STATISTICS",
     "GateOptions",
     "SequenceOptions",
     "StepOptions",

@@ -13,7 +13,7 @@ from ._check import Array, expect, expect_axes, f64, shaped, wanted
 from ._convolution import axes_of, conv2d_backward, conv2d_forward
 from ._gates import lstm_gates_backward, lstm_gates_forward
 from ._options import GateOptions, SequenceOptions, StepOptions, options_for
-from ._statistics import COLUMNS, step_statistics
+from ._statistics import STEP_STATISTICS, step_statistics
 
 
 def weights(weight_ih: ArrayLike, weight_hh: ArrayLike, in_channels: int) -> tuple[Array, Array]:
@@ -162,7 +162,7 @@ def conv_lstm_backward(
     dh, dc = shaped("dh_n", dh_n, s.state_shape).copy(), shaped("dc_n", dc_n, s.state_shape).copy()
     dx = np.zeros(s.x_shape)
     dparameters = {name: np.zeros_like(p) for name, p in s.parameters.items()}
-    watched = np.zeros((s.x_shape[0], COLUMNS))
+    watched = np.zeros((s.x_shape[0], len(STEP_STATISTICS)))
     for t, b, detached, step in reversed(s.steps):
         if statistics:
             watched[t] = step_statistics(step.gates, dh[b] + dy[t, b], dc[b])
