@@ -81,11 +81,11 @@ def draw(path: Path, asked: dict[str, Any], cured: dict[str, Any]) -> None:
 
     figure = plots.new_figure(9.0, 6.0)
     colours = LinearSegmentedColormap.from_list("weights", [plots.INPUT, plots.NIGHT, plots.FORECAST])
+    colours = colours.with_extremes(bad=plots.DIM + "4d")
     limit = float(np.abs(cured["weight"]).max()) / 2
     for k, (title, run) in enumerate({"L2 of 1": asked, "L2 of 1 / 2N": cured}.items()):
         units = figure.add_axes((0.03, 0.52 - 0.48 * k, 0.3, 0.43))
         tiles = np.pad(run["weight"].reshape(5, 5, 8, 8), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-        units.set_facecolor("#343840")  # shows where there is no weight
         units.imshow(tiles.transpose(0, 2, 1, 3).reshape(45, 45), cmap=colours, vmin=-limit, vmax=limit)
         units.set_title(f"weights of 25 units: {title}", color=plots.TEXT, fontsize=10)
         units.set_axis_off()

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--small", action="store_true", help="takes seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/cases"))
     args = parser.parse_args(argv)
-    found = {name: train(600 if args.small else 5000, **{**AS_ASKED, **change}) for name, change in RUNS.items()}
+    found = {name: train(400 if args.small else 4000, **{**AS_ASKED, **change}) for name, change in RUNS.items()}
     print(f"{'':32}  spread    error  verdicts")
     for name, run in found.items():
         print(f"{name:32}  {run['spread']:.1e}  {run['error']:5.3f}  {', '.join(run['verdicts']) or 'nothing wrong'}")
