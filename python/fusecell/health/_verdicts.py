@@ -72,7 +72,7 @@ class Run:
             return False
         losses = self.losses()
         first, middle, last = self.ends()
-        if first > 0 and last > at.FALLEN * first or losses[0] < at.RUINED * losses[-(len(losses) // 5) :].min():
+        if (first > 0 and last > at.FALLEN * first) or losses[0] < at.RUINED * losses[-(len(losses) // 5) :].min():
             return True
         flat = middle > 0 and last > at.FLAT * middle
         unexplained = self.unexplained()
