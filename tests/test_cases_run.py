@@ -44,7 +44,8 @@ def test_a_case_draws_its_picture(run, name):
 def test_a_case_tells_its_question_cause_and_cure(name):
     text = (FOLDER / f"{name}.py").read_text()
     assert 40 <= len(text.splitlines()) <= 120
-    assert all(word in text for word in ("The question", "The cause", "The cure"))
+    assert all(word in text for word in ("The question", "The cure"))
+    assert "The cause" in text or "The answer" in text
 
 
 def test_loss_flattens(run):

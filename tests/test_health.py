@@ -222,6 +222,18 @@ def test_sure_decisions_are_not_saturated_units():
     assert names(run(falling(), units=lambda n: {"hidden": y}, bounds=lambda n: {"hidden": (0, 1)})) == []
 
 
+def test_a_first_update_that_ruins_everything_is_no_loss_that_falls():
+    def ruined(n):
+        y = (rng(n).standard_normal((50, 6)) > 0).astype(float)
+        return {"hidden": y}
+
+    losses = np.concatenate([[75.0], np.linspace(580, 500, 59)])  # of logistic units in layers of 1000, rate 3
+    losses[5:] += 20 * rng(2).standard_normal(55)
+    assert names(run(losses, units=ruined, bounds=lambda n: {"hidden": (0, 1)})) == ["saturated units"]
+    losses[0] = 600
+    assert names(run(losses, units=ruined, bounds=lambda n: {"hidden": (0, 1)})) == []
+
+
 # ------------------------------------------------------------------------------------------------- outputs and targets
 def labels(n):
     return rng(n).integers(0, 4, 20)

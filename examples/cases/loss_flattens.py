@@ -41,7 +41,7 @@ def train(net: layers.Sequential, rate: float, steps: int) -> tuple[list[float],
     """The loss of each step, summed over the ten outputs as in the question."""
     x, labels = load_digits(return_X_y=True)
     x, targets = (x / 16).astype(np.float32), np.eye(10, dtype=np.float32)[labels]
-    optimizer, monitor, curve = optim.SGD(net.parameters(), rate), health.Monitor(net), []
+    optimizer, monitor, curve = optim.SGD(net.parameters(), rate), health.Monitor(net, every=4), []
     rng = np.random.default_rng(1)
     for _ in range(steps):
         batch = rng.integers(len(x), size=100)
@@ -69,7 +69,7 @@ def draw(path: Path, curves: dict[tuple[str, float], list[float]], plateau: floa
     axes.set_ylim(0, 7.6)
     axes.set_xlabel("training step", color=plots.DIM)
     axes.set_title("The same plateau at any learning rate", color=plots.TEXT, loc="left", fontsize=11)
-    axes.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9, loc="center right")
+    axes.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.9))
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save_figure(figure, path)
 

@@ -72,7 +72,7 @@ def draw(path: Path, runs: dict[str, dict[str, Any]]) -> None:
     for axes, title in ((left, "Predictions; dashed: the ceiling"), (right, "bias + sum |w| over the training steps")):
         plots.night_axes(axes)
         axes.set_title(title, color=plots.TEXT, loc="left", fontsize=11)
-        axes.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9)
+        axes.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9, loc="center left")
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save_figure(figure, path)
 
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--small", action="store_true", help="takes seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/cases"))
     args = parser.parse_args(argv)
-    steps = 600 if args.small else 2000
+    steps = 400 if args.small else 800
     runs = {
         "tanh": train("tanh", steps),
         "tanh, scaled targets": train("tanh", steps, scaled=True),

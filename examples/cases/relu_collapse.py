@@ -38,7 +38,7 @@ def train(activation: str, rate: float, epochs: int, seed: int = 1) -> tuple[lis
     for inputs in (64, 50, 50):
         parts += [layers.Dense(inputs, 50, rng=rng), layers.Activation(activation)]
     net = layers.Sequential([*parts, layers.Dense(50, 10, rng=rng)])
-    optimizer, monitor, accuracy = optim.SGD(net.parameters(), rate, momentum=0.9), health.Monitor(net), []
+    optimizer, monitor, accuracy = optim.SGD(net.parameters(), rate, momentum=0.9), health.Monitor(net, every=5), []
     for _ in range(epochs):
         for batch in rng.permutation(500).reshape(25, 20):
             outputs = net.forward(x[batch])
@@ -51,7 +51,7 @@ def train(activation: str, rate: float, epochs: int, seed: int = 1) -> tuple[lis
 
 
 def dead_units(monitor: health.Monitor) -> dict[str, Array]:
-    """The share of each hidden layer's units that are 0 for the whole minibatch, at every step."""
+    """The share of each hidden layer's units that are 0 for the whole minibatch, at every fifth step."""
     return {f"layer {k // 2 + 1}": np.array([o.units[str(k)].dead for o in monitor.observations]) for k in (1, 3, 5)}
 
 
@@ -65,8 +65,8 @@ def draw(path: Path, accuracies: dict[str, list[float]], dead: dict[str, Array])
         top.plot(np.arange(1, len(accuracy) + 1), 100 * np.array(accuracy), color=colour, label=name)
     top.set_title("Accuracy in %", color=plots.TEXT, loc="left", fontsize=11)
     for (name, share), line in zip(dead.items(), (":", "--", "-"), strict=True):
-        shown = 100 * plots.smooth(share, 25)
-        bottom.plot(np.arange(len(shown)) / 25, shown, color=plots.FORECAST, linestyle=line, label=f"relu, {name}")
+        shown = 100 * plots.smooth(share, 5)
+        bottom.plot(np.arange(len(shown)) / 5, shown, color=plots.FORECAST, linestyle=line, label=f"relu, {name}")
     bottom.set_title("Units that are 0 for a whole minibatch, in %", color=plots.TEXT, loc="left", fontsize=11)
     bottom.set_xlabel("epoch", color=plots.DIM)
     for axes in (top, bottom):
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(f"{name}: best {max(accuracies[name]):.2f}, after epoch 8 {accuracies[name][7]:.2f}, at the end "
               f"{accuracies[name][-1]:.2f}", *(verdicts[name] or ["nothing wrong"]), sep="\n    ")  # fmt: skip
     draw(args.out / "relu_collapse.png", accuracies, dead["relu"])
-    ends = {name: {layer: float(np.mean(s[-25:])) for layer, s in of.items()} for name, of in dead.items()}
+    ends = {name: {layer: float(np.mean(s[-5:])) for layer, s in of.items()} for name, of in dead.items()}
     return {"accuracies": accuracies, "verdicts": verdicts, "dead": ends}
 
 

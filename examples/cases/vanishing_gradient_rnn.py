@@ -91,7 +91,7 @@ def draw(path: Path, runs: dict[tuple[str, int], dict[str, Any]]) -> None:
             left.semilogy(run["costs"], color=colours[name], linestyle=line, label=f"{name}, length {length}")
         if length == 100:
             right.semilogy(t, run["norms"] / run["norms"][-1], color=colours[name], label=f"{name}: s = {s:.2f}")
-            right.semilogy(t, (s / 4) ** (100 - t), color=colours[name], linestyle=":", linewidth=1)
+            right.semilogy(t, (s / 4) ** (100 - t), color=colours[name], linestyle=":", linewidth=1, nonpositive="mask")
     titles = "Mean cost over the epochs", "|dL/dh_t| over t; dotted: (s/4)^(T-t), its bound"
     for axes, title in zip((left, right), titles, strict=True):
         plots.night_axes(axes)
