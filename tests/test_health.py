@@ -123,6 +123,15 @@ def test_look_finds_memory_that_nobody_wrote():
     assert "iteration 0 at time step 4" in verdict.words
 
 
+def test_steps_may_be_gradients_or_their_norms():
+    monitor = run(
+        falling(3), steps=lambda n: {"norms": np.array([3.0, 5.0]), "all": np.array([[3.0, 4.0], [0.0, 2.0]])}
+    )
+    steps = monitor.observations[-1].steps
+    assert steps["norms"].dh.tolist() == [3.0, 5.0]
+    assert steps["all"].dh.tolist() == [5.0, 2.0]
+
+
 def test_look_without_poison_says_not_finite():
     monitor = health.Monitor()
     monitor.look("a", np.ones(3))
@@ -213,6 +222,18 @@ def test_sure_decisions_are_not_saturated_units():
     assert names(run(falling(), units=lambda n: {"hidden": y}, bounds=lambda n: {"hidden": (0, 1)})) == []
 
 
+def test_a_first_update_that_ruins_everything_is_no_loss_that_falls():
+    def ruined(n):
+        y = (rng(n).standard_normal((50, 6)) > 0).astype(float)
+        return {"hidden": y}
+
+    losses = np.concatenate([[75.0], np.linspace(580, 500, 59)])  # of logistic units in layers of 1000, rate 3
+    losses[5:] += 20 * rng(2).standard_normal(55)
+    assert names(run(losses, units=ruined, bounds=lambda n: {"hidden": (0, 1)})) == ["saturated units"]
+    losses[0] = 600
+    assert names(run(losses, units=ruined, bounds=lambda n: {"hidden": (0, 1)})) == []
+
+
 # ------------------------------------------------------------------------------------------------- outputs and targets
 def labels(n):
     return rng(n).integers(0, 4, 20)
@@ -266,6 +287,17 @@ def test_a_penalty_that_has_pressed_the_weights_to_nothing():
 
 
 # ----------------------------------------------------------------------------------------------------------- the class
+def test_a_run_that_overflows_is_read_without_a_warning_and_named():
+    monitor, w = health.Monitor(), rng().standard_normal((3, 2))
+    for n in range(30):
+        y = np.full((4, 3), 10.0 ** min(10 * n, 300))
+        monitor.observe(y[0, 0] ** 0.5, outputs=y, targets=-y, parameters={"w": w}, gradients={"w": y[:3, :2]})
+        w = w * 1e10
+    assert {"exploding gradient", "updates too large"} <= set(names(monitor))
+    monitor.observe(np.nan, outputs=np.full((4, 3), np.inf), targets=np.full((4, 3), np.inf))
+    assert "not finite" in names(monitor)
+
+
 def test_every_nth_step_alone_is_read():
     monitor = run(falling(), monitor=health.Monitor(every=10))
     assert [o.iteration for o in monitor.observations] == [0, 10, 20, 30, 40, 50]

@@ -177,6 +177,20 @@ def test_at_a_kink_every_slope_between_is_right(at_zero: float) -> None:
     assert not health.check_gradients(fn, {"x": x, "scale": 2}).ok
 
 
+@pytest.mark.parametrize("jump", [1.0, 0.003])
+@pytest.mark.parametrize("distance", [0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9, -0.1, -0.2, -0.9])
+def test_beside_a_kink_a_right_gradient_is_right(distance: float, jump: float) -> None:
+    """distance: in steps. Where the slope jumps by less than its size, the difference of both sides is small."""
+
+    def fn(x: Array, factor: float) -> Result:
+        slope = 1 + jump * (x > 0)
+        return float(np.sum(x + jump * np.maximum(x, 0))), {"x": factor * slope}
+
+    x = np.full(3, distance * 6e-6)
+    assert health.check_gradients(fn, {"x": x, "factor": 1}).ok
+    assert not health.check_gradients(fn, {"x": x, "factor": 2.1}).ok
+
+
 def test_curvature_is_no_kink() -> None:
     """At a minimum both slopes differ in sign; they shrink with the step, as a kink's do not."""
 
@@ -192,9 +206,8 @@ def test_two_calls_that_differ_are_not_right(rng: np.random.Generator) -> None:
     total = np.zeros((4, 4))
 
     def accumulating(gradient: Array) -> Array:
-        nonlocal total
-        total = gradient + 1e-12 * total  # far below the tolerance: only the bits show it
-        return total
+        total[...] = gradient + 1e-12 * total  # far below the tolerance: only the bits show it
+        return total  # the same memory in every call
 
     inputs = {"w": rng.standard_normal((4, 4)), "x": rng.standard_normal((4, 5))}
     check = health.check_gradients(broken(accumulating), inputs)
@@ -246,6 +259,7 @@ def test_what_rounding_hides_is_not_called_wrong() -> None:
     check = health.check_gradients(lambda x: fn(x, 1e-7), {"x": np.ones(5)})
     assert check.ok
     assert check.errors["x"] > 1e-4, "the figure is given as it is"
+    assert "too small to be compared" in str(check)
 
 
 def test_gradients_of_any_magnitude() -> None:

@@ -71,6 +71,10 @@ def test_against_the_reference_and_no_gradient_changes(backend: Any, case: Case,
     check(statistics, expected, TOLERANCE[case.algorithm][np.dtype(dtype).name])
 
 
+def test_the_columns_have_the_references_names() -> None:
+    assert ops.STEP_STATISTICS == reference.STEP_STATISTICS
+
+
 def test_the_table_has_saturated_gates_of_each_kind() -> None:
     totals = sum(
         backward(reference, case, arguments_of(case, np.float64), statistics=True)["statistics"].sum(axis=0)

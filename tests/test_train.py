@@ -375,6 +375,20 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(command(out, 6, "--check")) == 1
 
 
+def test_health_is_written_and_changes_no_digit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for name, options in (("plain", ()), ("watched", ("--health",))):
+        assert cli.main(command(tmp_path / name, 6, *options)) == 0
+        printed.append(capsys.readouterr().out)
+    for name, magic in (("health.txt", b"6 iterations, 6 observed"), ("health.png", b"\x89PNG")):
+        assert (tmp_path / "watched" / name).read_bytes().startswith(magic)
+        assert str(tmp_path / "watched" / name) in printed[1]
+        assert not (tmp_path / "plain" / name).exists()
+    plain, watched = ((tmp_path / name / "report.txt").read_text() for name in ("plain", "watched"))
+    assert plain == watched
+    assert "forget gate" in (tmp_path / "watched" / "health.txt").read_text()
+
+
 def test_one_and_two_threads_give_the_same_bits(tmp_path: Path) -> None:
     for threads in ("1", "2"):
         cli.main(command(tmp_path / threads, 3, "--threads", threads))

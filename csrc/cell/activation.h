@@ -224,23 +224,6 @@ FUSECELL_HD S activate_adjoint(Activation kind, const ActivationParameters<S>& p
   return dy;
 }
 
-// Whether y lies where the activation's slope is nearly nothing: the outer hundredth at either end of its range.
-template <class S>
-FUSECELL_HD bool is_saturated(Activation kind, S y) {
-  switch (kind) {
-    case Activation::sigmoid:
-    case Activation::hard_sigmoid:
-    case Activation::hard_sigmoid_keras2:
-      return y < S(0.01) || y > S(0.99);
-    case Activation::tanh:
-    case Activation::hard_tanh:
-    case Activation::softsign:
-      return y < S(-0.98) || y > S(0.98);
-    default:
-      return false;
-  }
-}
-
 // True where y gives the derivative without loss: the fused cell then saves y, otherwise the pre-activation.
 FUSECELL_HD bool output_determines_derivative(Activation kind) {
   return kind == Activation::sigmoid || kind == Activation::tanh || kind == Activation::identity;

@@ -167,11 +167,26 @@ FUSECELL_HD void accumulate_product(const S* dz, const S* c, int64_t n, S* per_p
   accumulate(product, n, per_pixel, per_channel);
 }
 
-template <class S, class F>
-FUSECELL_HD double count_if(const S* x, int64_t n, F&& holds) {
-  typename SignedBits<S>::type count = 0;  // as wide as S, so that it vectorises
-  for (int64_t i = 0; i < n; ++i) count += holds(x[i]) ? 1 : 0;
+// Counts are as wide as S, so that their loops vectorise.
+template <class S>
+FUSECELL_HD double count_not_finite(const S* x, int64_t n) {
+  typename SignedBits<S>::type count = 0;
+  for (int64_t i = 0; i < n; ++i) count += is_finite(x[i]) ? 0 : 1;
   return double(count);
+}
+
+// In one loop, which takes two thirds of four loops' time.
+template <class S>
+FUSECELL_HD void count_saturated(const S* const (&y)[4], bool two_bounds, int64_t n, double* to) {
+  typename SignedBits<S>::type count[4] = {};
+  const S *gate_i = y[0], *gate_f = y[1], *gate_g = y[2], *gate_o = y[3];
+  for (int64_t i = 0; i < n; ++i) {
+    count[0] += gate_saturates(gate_i[i]) ? 1 : 0;
+    count[1] += gate_saturates(gate_f[i]) ? 1 : 0;
+    count[2] += state_saturates(gate_g[i]) ? 1 : 0;
+    count[3] += gate_saturates(gate_o[i]) ? 1 : 0;
+  }
+  for (int k = 0; k < 4; ++k) to[k] += k == 2 && !two_bounds ? 0.0 : double(count[k]);
 }
 
 // Squares in double: those of a gradient that vanishes leave the range of float. dh: of the step's output.
@@ -183,17 +198,12 @@ FUSECELL_HD void add_statistics(const CellBackwardRun<S>& run, const S* const (&
   const auto add_gradient = [&](StepStatistic column, const S* gradient) {
     const double squares = sum_squares(n, gradient, 1.0);
     sums[column] += squares;
-    if (!is_finite(squares)) sums[kNotFinite] += count_if(gradient, n, [](S x) { return !is_finite(x); });
+    if (!is_finite(squares)) sums[kNotFinite] += count_not_finite(gradient, n);
   };
   add_gradient(kDhSquared, dh);
   add_gradient(kDcSquared, dc_new);
   sums[kForget] += sum(y[1], n);
-  for (int k = 0; k < 4; ++k) {
-    if (k != 2) sums[kSaturated + k] += count_if(y[k], n, [](S x) { return gate_saturates(x); });
-  }
-  if (has_two_bounds(run.state_kind)) {
-    sums[kSaturated + 2] += count_if(y[2], n, [](S x) { return state_saturates(x); });
-  }
+  count_saturated(y, has_two_bounds(run.state_kind), n, sums + kSaturated);
 }
 
 template <class S>

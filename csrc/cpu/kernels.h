@@ -144,19 +144,26 @@ struct Bfloat16Kernels {
   void (*gradient)(const Bfloat16Gradient&);
 };
 
-// out[m][n] = start[m][n] + sum over k of left(m, k) * right[k][n]. Rows of `right` are readable up to a whole vector
-// behind the last column's.
+// A matrix as its first element and what lies between rows; one of any layout also has what lies between columns.
+template <class S>
+struct RowsOf {
+  S* data;
+  int64_t pitch;
+};
+template <class S>
+struct Strided {
+  S* data;
+  int64_t row, column;
+};
+
+// out[m][n] = start[m][n] + sum over k of left[m][k] * right[k][n]. Rows of `right` are readable up to a whole vector
+// behind the last column's. start: null for zero; may be `out`.
 template <class S>
 struct MatrixProduct {
-  const S* left;
-  int64_t left_row, left_term;  // between rows m, between terms k
-  const S* right;
-  int64_t right_pitch;
-  const S* start;  // null: zero; may be `out`
-  int64_t start_pitch;
-  S* out;
-  int64_t out_pitch;
-  int64_t rows, columns, terms;
+  Strided<const S> left;
+  RowsOf<const S> right, start;
+  RowsOf<S> out;
+  int64_t rows, columns, terms;  // of m, n and k
 };
 
 // A run of n pixels of one channel: the unit of the pointwise tier. Pointers that an option does not use are null.

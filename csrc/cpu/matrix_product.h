@@ -17,25 +17,25 @@ constexpr int kProductRows = 4;
 
 template <class S, int kRows, int kVectors>
 void product_tile(const MatrixProduct<S>& args, int64_t m, int64_t n) {
-  const S* left = args.left + m * args.left_row;
-  const S* right = args.right + n;
+  const S* left = args.left.data + m * args.left.row;
+  const S* right = args.right.data + n;
   Vector<S> sum[kRows][kVectors] = {};
-  for (int64_t k = 0; k < args.terms; ++k, left += args.left_term, right += args.right_pitch) {
+  for (int64_t k = 0; k < args.terms; ++k, left += args.left.column, right += args.right.pitch) {
     Vector<S> r[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) r[v] = load(right + v * kLanes<S>);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += left[i * args.left_row] * r[v];
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += left[i * args.left.row] * r[v];
     }
   }
   const int64_t space = args.columns - n, columns = space < kVectors * kLanes<S> ? space : kVectors * kLanes<S>;
   for (int i = 0; i < kRows; ++i) {
     S row[kVectors * kLanes<S>];
     for (int v = 0; v < kVectors; ++v) store(row + v * kLanes<S>, sum[i][v]);
-    const S* start = args.start ? args.start + (m + i) * args.start_pitch + n : nullptr;
-    S* out = args.out + (m + i) * args.out_pitch + n;
+    const S* start = args.start.data ? args.start.data + (m + i) * args.start.pitch + n : nullptr;
+    S* out = args.out.data + (m + i) * args.out.pitch + n;
     for (int64_t j = 0; j < columns; ++j) out[j] = start ? start[j] + row[j] : row[j];
   }
 }

@@ -4,11 +4,11 @@
 #include "cpu/rnn.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/arena.h"
 #include "base/dtype.h"
 #include "base/size.h"
+#include "cell/statistics.h"
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
 #include "cpu/work.h"
@@ -36,8 +36,7 @@ class Padded {
   void fill(const S* from) { fill(from, columns_, 1); }
   void fill_transposed(const S* from) { fill(from, 1, rows_); }
 
-  const S* row(int64_t k) const { return room_ + k * pitch_; }
-  int64_t pitch() const { return pitch_; }
+  RowsOf<const S> rows() const { return {room_, pitch_}; }
 
  private:
   static int64_t lanes() { return kernels().get<S>().lanes; }
@@ -62,9 +61,9 @@ void product_by_rows(const MatrixProduct<S>& whole, int workers) {
   parallel_for(blocks_of(kRows, whole.rows), workers, amount, [&](int64_t block, int) {
     MatrixProduct<S> part = whole;
     const int64_t m = block * kRows;
-    part.left += m * whole.left_row;
-    if (whole.start) part.start += m * whole.start_pitch;
-    part.out += m * whole.out_pitch;
+    part.left.data += m * whole.left.row;
+    if (whole.start.data) part.start.data += m * whole.start.pitch;
+    part.out.data += m * whole.out.pitch;
     part.rows = std::min(kRows, whole.rows - m);
     kernels.matrix_product(part);
   });
@@ -80,10 +79,9 @@ void product_by_terms(const MatrixProduct<S>& whole) {
     part.terms = std::min(kTerms, whole.terms - k);
     kernels.matrix_product(part);
     k += part.terms;
-    part.left = whole.left + k * whole.left_term;
-    part.right = whole.right + k * whole.right_pitch;
-    part.start = whole.out;
-    part.start_pitch = whole.out_pitch;
+    part.left.data = whole.left.data + k * whole.left.column;
+    part.right.data = whole.right.data + k * whole.right.pitch;
+    part.start = {whole.out.data, whole.out.pitch};
   } while (k < whole.terms);
 }
 
@@ -126,7 +124,7 @@ void forward_group(const RnnForward& args, const RnnShape& shape, const Padded<S
   const S* h = at_or_null<const S>(args.h_0, b * C);
   for (int64_t t = 0; t < shape.steps; ++t) {
     const int64_t at = (t * shape.batch + b) * C;
-    if (h) kernels.matrix_product({h, C, 1, weight_hh.row(0), weight_hh.pitch(), a + at, C, a + at, C, n, C, C});
+    if (h) kernels.matrix_product({{h, C, 1}, weight_hh.rows(), {a + at, C}, {a + at, C}, n, C, C});
     S* y = args.y.as<S>() + at;
     kernels.activation_forward(shape.kind, parameters, n * C, a + at, y);
     h = y;
@@ -143,8 +141,7 @@ void forward(const RnnForward& args, const RnnShape& shape, const Launch& launch
   memory.weight_ih.fill_transposed(args.weight_ih.as<const S>());
   memory.weight_hh.fill_transposed(args.weight_hh.as<const S>());
   const S* bias = args.bias.as<const S>();
-  product_by_rows<S>({args.x.as<const S>(), I, 1, memory.weight_ih.row(0), memory.weight_ih.pitch(), bias, 0, a, C,
-                      shape.steps * B, C, I},
+  product_by_rows<S>({{args.x.as<const S>(), I, 1}, memory.weight_ih.rows(), {bias, 0}, {a, C}, shape.steps * B, C, I},
                      launch.workers);
   parallel_for(blocks_of(kGroup, B), launch.workers, work_of_recurrence(shape), [&](int64_t group, int) {
     const int64_t b = group * kGroup;
@@ -178,8 +175,8 @@ template <class S>
 StepSums sums_of(const Kernels<S>& kernels, Activation kind, int64_t n, const S* dh, const S* y) {
   StepSums sums = {kernels.sum_squares(n, dh, 1.0), 0, 0};
   for (int64_t i = 0; i < n; ++i) {
-    sums.not_finite += !std::isfinite(dh[i]);
-    sums.saturated += is_saturated(kind, y[i]);
+    sums.not_finite += !is_finite(dh[i]);
+    sums.saturated += saturates(kind, y[i]);
   }
   return sums;
 }
@@ -192,7 +189,7 @@ void backward_group(const RnnBackward& args, const RnnShape& shape, const Backwa
   const auto parameters = as_scalar<S>(shape.parameters);
   const int64_t C = shape.channels, size = n * C;
   const auto through_weights = [&](const S* da, const S* start, S* out) {
-    kernels.matrix_product({da, C, 1, memory.weight_hh.row(0), memory.weight_hh.pitch(), start, C, out, C, n, C, C});
+    kernels.matrix_product({{da, C, 1}, memory.weight_hh.rows(), {start, C}, {out, C}, n, C, C});
   };
   copy_or_clear(at_or_null<const S>(args.dh_n, b * C), size, dh);
   for (int64_t t = shape.steps - 1; t >= 0; --t) {
@@ -238,13 +235,13 @@ void add_up_channels(const RnnBackward& args, const RnnShape& shape, const Backw
   const S* da = memory.da + c;
   if (args.dweight_ih.present) {
     S* out = args.dweight_ih.as<S>() + c * I;
-    product_by_terms<S>({da, 1, C, memory.x.row(0), memory.x.pitch(), nullptr, 0, out, I, n, I, rows});
+    product_by_terms<S>({{da, 1, C}, memory.x.rows(), {}, {out, I}, n, I, rows});
   }
   if (args.dweight_hh.present) {
     S* out = args.dweight_hh.as<S>() + c * C;
     const int64_t first = args.h_0.present ? std::min(rows, B) : 0, rest = std::max<int64_t>(rows - B, 0);
-    product_by_terms<S>({da, 1, C, memory.h_0.row(0), memory.h_0.pitch(), nullptr, 0, out, C, n, C, first});
-    product_by_terms<S>({da + B * C, 1, C, memory.y.row(0), memory.y.pitch(), out, C, out, C, n, C, rest});
+    product_by_terms<S>({{da, 1, C}, memory.h_0.rows(), {}, {out, C}, n, C, first});
+    product_by_terms<S>({{da + B * C, 1, C}, memory.y.rows(), {out, C}, {out, C}, n, C, rest});
   }
   if (args.dbias.present) {
     double sums[kGroup] = {};
@@ -269,8 +266,7 @@ void backward(const RnnBackward& args, const RnnShape& shape, const Launch& laun
   if (args.statistics.present) write_statistics(args, shape, memory.sums);
   if (args.dx.present) {
     memory.weight_ih.fill(args.weight_ih.as<const S>());
-    product_by_rows<S>({memory.da, C, 1, memory.weight_ih.row(0), memory.weight_ih.pitch(), nullptr, 0, args.dx.as<S>(),
-                        I, rows, I, C},
+    product_by_rows<S>({{memory.da, C, 1}, memory.weight_ih.rows(), {}, {args.dx.as<S>(), I}, rows, I, C},
                        launch.workers);
   }
   if (args.dweight_ih.present) memory.x.fill(args.x.as<const S>());

@@ -60,7 +60,7 @@ def draw(path: Path, curves: dict[str, Array], accuracies: dict[str, list[float]
         left.plot(plots.smooth(np.array(curves[end]), 20), color=colour, linewidth=1.5, label=f"{name}, then softmax")
         right.plot(np.full(len(accuracies[end]), k), 100 * np.array(accuracies[end]), "o", color=colour, alpha=0.7)
     left.axhline(FLOOR, color=plots.DIM, linestyle="--", linewidth=1)
-    left.text(len(curves["relu"]), FLOOR, f"{FLOOR:.2f}: sigmoid's floor", color=plots.DIM, ha="right", va="bottom")
+    left.text(len(curves["relu"]), FLOOR, f"{FLOOR:.2f}: sigmoid's floor", color=plots.DIM, ha="right", va="top")
     left.set_xlabel("training step", color=plots.DIM)
     left.set_title("Cross entropy", color=plots.TEXT, loc="left", fontsize=11)
     left.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9)
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--small", action="store_true", help="takes seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/cases"))
     args = parser.parse_args(argv)
-    seeds, steps = (3, 300) if args.small else (20, 1500)
+    seeds, steps = (3, 300) if args.small else (10, 1000)
     curves, accuracies, verdicts = {}, {}, {}
     for end in ENDS:
         runs = [train(end, seed, steps) for seed in range(seeds)]

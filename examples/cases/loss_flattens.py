@@ -69,7 +69,7 @@ def draw(path: Path, curves: dict[tuple[str, float], list[float]], plateau: floa
     axes.set_ylim(0, 7.6)
     axes.set_xlabel("training step", color=plots.DIM)
     axes.set_title("The same plateau at any learning rate", color=plots.TEXT, loc="left", fontsize=11)
-    axes.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9, loc="center right")
+    axes.legend(frameon=False, labelcolor=plots.TEXT, fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.9))
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save_figure(figure, path)
 

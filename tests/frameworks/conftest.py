@@ -19,3 +19,13 @@ def fused_calls(monkeypatch):
 
     monkeypatch.setattr(fused, "_conv_lstm", counted)
     return calls
+
+
+@pytest.fixture
+def dynamo():
+    """Nothing compiled before the test, or left by it."""
+    import torch
+
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -334,13 +334,6 @@ def test_odd_strides():
 
 # ---------------------------------------------------------------------------------------------------- compile, export
 @pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
 def stack():
     return ft.ConvLSTM2d(2, 3, 3, num_layers=2, bidirectional=True, batch_first=True)
 

@@ -18,6 +18,7 @@ Function = Callable[..., tuple[Any, Mapping[str, Any]]]
 
 _STEP = 6e-6  # the cube root of float64's epsilon: there rounding and the third derivative err alike
 _ROUNDING = 8 * np.finfo(np.float64).eps  # of a loss, as a share of it
+_TOO_SMALL = "too small to be compared: the losses' rounding explains the difference"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CheckedGradient:
     repeatable: bool
     """Whether two calls gave the same bits."""
     cause: str
-    """What the measurements point to; "" where they point to nothing, or nothing is wrong."""
+    """What the measurements point to; "" where they point to nothing, or all is right."""
     likeness: str
     """Of a wrong gradient: how much of it is right, and its direction's cosine with the right one."""
 
@@ -111,9 +112,9 @@ def check_gradients(
         True
 
     most: of a larger gradient so many elements, drawn with `seed`, are checked (None: all); each costs two calls of
-    fn. eps: the step, for an element x times max(1, |x|); 6e-6 by default. A gradient is right if its relative error is
-    at most `tolerance`, or its difference is no more than the rounding of the losses explains, and if the last call
-    of fn gives the bits of the first, as one that sums into memory nobody wrote does not always:
+    fn, six beside a kink. eps: the step, for an element x times max(1, |x|); 6e-6 by default. A gradient is right if
+    its relative error is at most `tolerance`, or its difference is no more than the rounding of the losses explains,
+    and if the last call of fn gives the bits of the first, as one that sums into memory nobody wrote does not always:
     `health.poisoned()` around the check makes sure.
 
     A long check shows a progress bar on a terminal. Source of the step: Nocedal and Wright 2006, "Numerical
@@ -122,7 +123,7 @@ def check_gradients(
     given = {name: _as_input(name, value) for name, value in inputs.items()}
     if eps is not None and not 0 < eps < 1:
         raise ValueError(f"eps: expected a step between 0 and 1, got {eps}")
-    slopes = _Slopes(fn, given, _STEP if eps is None else eps)
+    slopes = _Slopes(fn, given, _STEP if eps is None else eps, tolerance)
     names = list(slopes.gradients)
     rng = np.random.default_rng(seed)
     drawn = {name: _drawn(rng, given[name].size, most) for name in names}
@@ -154,13 +155,14 @@ def _call(fn: Function, inputs: Mapping[str, Any]) -> tuple[float, dict[str, Arr
     unknown = sorted(set(gradients) - set(inputs))
     if unknown or not gradients:
         raise ValueError(f"gradients: expected names among {', '.join(inputs)}, got {', '.join(unknown) or 'none'}")
-    return float(loss), {name: _as_gradient(name, value, inputs[name]) for name, value in gradients.items()}
+    number = float(loss.item() if hasattr(loss, "item") else loss)
+    return number, {name: _as_gradient(name, value, inputs[name]) for name, value in gradients.items()}
 
 
 def _as_gradient(name: str, value: Any, of: Any) -> Array:
     if not (isinstance(of, np.ndarray) and of.dtype == np.float64):
         raise TypeError(f"{name}: expected a NumPy array of float64, since fn gives its gradient, got {_kind(of)}")
-    array = np.array(value.get() if hasattr(value, "get") else value)
+    array = np.asarray(value.get() if hasattr(value, "get") else value).copy()  # fn may reuse the memory
     if array.dtype != np.float64:
         raise TypeError(f"gradients[{name!r}]: expected float64, got {_kind(value)}")
     return array
@@ -191,8 +193,8 @@ def _same_bits(a: Array | float, b: Array | float) -> bool:
 class _Slopes:
     """fn at the given inputs, and how its loss changes beside them."""
 
-    def __init__(self, fn: Function, inputs: Mapping[str, Any], eps: float) -> None:
-        self._fn, self._inputs, self._eps = fn, inputs, eps
+    def __init__(self, fn: Function, inputs: Mapping[str, Any], eps: float, tolerance: float) -> None:
+        self._fn, self._inputs, self._eps, self._tolerance = fn, inputs, eps, tolerance
         self.loss, self.gradients = _call(fn, inputs)
         if not math.isfinite(self.loss):
             raise ValueError(f"loss: expected a finite number, got {self.loss}: nothing can be compared")
@@ -209,12 +211,13 @@ class _Slopes:
     def _at(self, name: str, element: int) -> tuple[float, float, float, bool]:
         """(ahead, behind, rounding, whether there is a kink)."""
         ahead, behind, rounding = self._both_sides(name, element, self._eps)
-        gap = abs(ahead - behind)
-        if not gap > 0.01 * max(abs(ahead), abs(behind)) + 4 * rounding:
-            return ahead, behind, rounding, False
-        # A curve's slopes approach each other as the step shrinks, those of a kink do not.
-        ahead, behind, rounding = self._both_sides(name, element, self._eps / 4)
-        return ahead, behind, rounding, abs(ahead - behind) > 0.5 * gap
+        gap = at_first = abs(ahead - behind)
+        for smaller in (4, 16):  # a curve's slopes approach each other as the step shrinks, those of a kink do not
+            if not gap > self._tolerance * max(abs(ahead), abs(behind)) + 4 * rounding:
+                return ahead, behind, rounding, False
+            ahead, behind, rounding = self._both_sides(name, element, self._eps / smaller)
+            gap = abs(ahead - behind)
+        return ahead, behind, rounding, gap > at_first / 8 and gap > 4 * rounding
 
     def _both_sides(self, name: str, element: int, eps: float) -> tuple[float, float, float]:
         x = float(self._inputs[name].flat[element])
@@ -253,7 +256,8 @@ def _compare(
     with np.errstate(invalid="ignore"):  # infinite minus infinite
         difference = np.abs(picked - numeric)
     error = relative_error(picked, numeric)
-    close = error <= tolerance or norm(difference) <= norm(slopes.rounding)
+    exact = error <= tolerance
+    close = exact or norm(difference) <= norm(slopes.rounding)
     worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference))) if size else None
     return CheckedGradient(
         right=close and common["repeatable"] and not common["not_finite"],
@@ -261,7 +265,7 @@ def _compare(
         worst=() if worst is None else tuple(int(k) for k in np.unravel_index(slopes.flat[worst], shape)),
         analytic=0.0 if worst is None else float(picked[worst]),
         numeric=0.0 if worst is None else float(numeric[worst]),
-        cause="" if close else likely_cause(analytic, slopes, inputs, tolerance),
+        cause="" if exact else _TOO_SMALL if close else likely_cause(analytic, slopes, inputs, tolerance),
         likeness="" if close else likeness(analytic, slopes, tolerance),
         **common,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,8 @@ from fusecell.health._thresholds import EDGE
 
 Bounds = tuple[float, float]
 
-_MOST_VALUES = 1 << 16  # of a layer's output that are looked at: enough for shares to a per cent
-_MOST_EXAMPLES = 256  # by which twins among units are told apart
+_MOST_VALUES = 1 << 14  # of a layer's output that are looked at: enough for shares to a per cent
+_EXAMPLES = 256  # that are looked at even so, and by which twins among units are told apart
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Observation:
     @property
     def gradient(self) -> float:
         """The norm of all gradients together."""
-        return float(np.sqrt(sum(p.gradient**2 for p in self.parameters.values() if p.gradient is not None)))
+        return math.hypot(*(p.gradient for p in self.parameters.values() if p.gradient is not None))
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -116,13 +117,14 @@ def read_parameter(value: Any, gradient: Any | None, *, look_for_twins: bool) ->
     """Of a live parameter and its gradient."""
     size, matrix = _arrays.norm(value), value.ndim >= 2
     own = None if gradient is None else _arrays.norm(gradient)
-    bad = None
-    if not np.isfinite(size):
-        bad = Bad(*_arrays.first_bad(value))
-    elif own is not None and not np.isfinite(own):
-        bad = Bad(*_arrays.first_bad(gradient))
+    bad = _bad(value, size) or (None if own is None else _bad(gradient, own))
     twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1)) if look_for_twins and matrix else None
     return ParameterReading(size, own, value.shape[0] if value.ndim else 1, twins, None, matrix, bad)
+
+
+def _bad(array: Any, norm: float) -> Bad | None:
+    found = None if np.isfinite(norm) else _arrays.not_finite(array)
+    return None if found is None else Bad(*found)
 
 
 def twin_share(rows: Array) -> float:
@@ -135,9 +137,7 @@ def twin_share(rows: Array) -> float:
 
 def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
     """Of a layer's output; axis: that of the units. Of large outputs every n-th example is taken."""
-    bad = None
-    if not np.isfinite(_arrays.norm(y)):
-        bad = Bad(*_arrays.first_bad(y))
+    bad = _bad(y, _arrays.norm(y))
     values = _examples_by_units(y, axis)
     finite = np.where(np.isfinite(values), values, 0.0) if bad else values
     top, bottom, size = finite.max(axis=0), finite.min(axis=0), np.abs(finite)
@@ -151,7 +151,7 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
         examples=len(values),
         dead=float(np.mean((top == 0) & (bottom == 0))),
         same=float(np.mean(top - bottom <= 1e-6 * np.maximum(np.abs(top), np.abs(bottom)))),
-        twins=twin_share(finite[:_MOST_EXAMPLES].T),
+        twins=twin_share(finite[:_EXAMPLES].T),
         saturated=saturated,
         low=float(bottom.min()),
         high=float(top.max()),
@@ -161,11 +161,15 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
 
 
 def _examples_by_units(y: Any, axis: int) -> Array:
-    """[examples, units], at most _MOST_VALUES values of them unless a single example has more."""
-    units = y.shape[axis]
+    """[examples, units]: all of them, or about _MOST_VALUES values but at least _EXAMPLES examples."""
     moved = y.movedim(axis, -1) if _arrays.is_tensor(y) else np.moveaxis(_arrays.to_numpy(y), axis, -1)
-    rows = moved.reshape(-1, units)
-    return _arrays.to_numpy(rows[:: max(1, len(rows) * units // _MOST_VALUES)])
+    shape = tuple(moved.shape[:-1])
+    examples = int(np.prod(shape))
+    most = max(_EXAMPLES, _MOST_VALUES // moved.shape[-1])
+    if examples <= most:
+        return _arrays.to_numpy(moved.reshape(examples, moved.shape[-1]))
+    taken = np.linspace(0, examples - 1, most).astype(np.int64)  # gathered: a reshape would copy all of it
+    return _arrays.to_numpy(moved[np.unravel_index(taken, shape)])
 
 
 def unit_axis(y: Any) -> int:

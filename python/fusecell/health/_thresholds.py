@@ -19,6 +19,8 @@ FALLEN = 0.9
 """The recent loss is below this share of the first: it falls."""
 FLAT = 0.98
 """The recent loss is above this share of what it was half-way: it has stopped falling."""
+RUINED = 0.5
+"""The very first loss below this share of all recent ones: the first update took away what there was."""
 UNEXPLAINED = 0.9
 """The squared error above this share of the targets' variance: the network predicts about the mean."""
 DIVERGED = 3.0

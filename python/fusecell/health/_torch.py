@@ -39,7 +39,7 @@ class TorchSource:
         self._order: list[str] = []
         self._calls: Counter[str] = Counter()
         self._cells: set[str] = set()  # modules that a forward pass calls more than once
-        self._norms: dict[str, dict[str, dict[int, Tensor]]] = {}  # cell: "dh" or "dc": call: norm
+        self._norms: dict[str, dict[str, dict[int, Any]]] = {}  # cell: "dh" or "dc": call: norm
         self._images: dict[str, tuple[int, int]] = {}  # of fused modules: the state's (H, W)
         self._sequences: dict[str, Tensor] = {}  # torch's own recurrent modules: norms [T] of the input's gradient
         self._handles = [model.register_forward_pre_hook(self._begin)]
@@ -95,8 +95,7 @@ class TorchSource:
     def _read_units(self, name: str, module: nn.Module, output: Tensor) -> None:
         if isinstance(module, _NO_UNITS) or output.dim() < 2 or not output.is_floating_point():
             return
-        known = self._units.get(name)
-        if known is None or known.bad is None or self._calls[name] == 1:
+        if self._calls[name] == 1:  # of a cell in a loop, the first step alone
             self._units[name] = read_units(output, unit_axis(output), _BOUNDS.get(type(module)))
         if name not in self._order:
             self._order.append(name)
@@ -188,14 +187,14 @@ def _tensors(output: Any) -> Iterator[Tensor]:
                     yield tensor
 
 
-def _note(kept: dict[int, Tensor], call: int) -> Any:
+def _note(kept: dict[int, Any], call: int) -> Any:
     def keep(gradient: Tensor) -> None:
-        kept[call] = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        kept[call] = _arrays.lazy_norm(gradient)
 
     return keep
 
 
-def _in_order(norms: dict[int, Tensor]) -> Any:
+def _in_order(norms: dict[int, Any]) -> Any:
     """[T] of the calls in their order, 0 where no gradient came."""
     if not norms:
         return None

@@ -64,11 +64,15 @@ class Run:
         )
 
     def stuck(self) -> bool:
-        """Enough was seen, and the loss has not fallen; or it has stopped, and nothing but the mean is predicted."""
+        """Enough was seen, and the loss has not fallen; or it has stopped, and nothing but the mean is predicted.
+
+        A first update that ruins everything leaves one loss below all others, the very first.
+        """
         if not self.enough:
             return False
+        losses = self.losses()
         first, middle, last = self.ends()
-        if first > 0 and last > at.FALLEN * first:
+        if (first > 0 and last > at.FALLEN * first) or losses[0] < at.RUINED * losses[-(len(losses) // 5) :].min():
             return True
         flat = middle > 0 and last > at.FLAT * middle
         unexplained = self.unexplained()

@@ -14,7 +14,6 @@ from fusecell._typing import Array
 from fusecell.health import _arrays, _report
 from fusecell.health._poison import is_poisoned
 from fusecell.health._readings import (
-    Bad,
     Bounds,
     Observation,
     OutputReading,
@@ -61,6 +60,10 @@ class Source(Protocol):
         """The name of the layer that is the output."""
 
 
+_unbounded = np.errstate(over="ignore", invalid="ignore")
+"""What is observed may be of any size: a run that overflows is to be read and named, not to warn in the doctor."""
+
+
 class Monitor:
     """Watches a training run; `verdicts()` says what is wrong, `report()` shows why, `plot()` draws it.
 
@@ -90,11 +93,12 @@ class Monitor:
         self._source: Source | None = None if model is None else _source_of(model)
         self._every, self._keep = every, keep
         self._before: dict[str, Any] = {}  # copies of the parameters at the last observation
-        self._looks: list[tuple[int, str, Bad]] = []
+        self._found: Verdict | None = None  # by look
         self.observations: list[Observation] = []
         self.iteration = 0
 
     # ----------------------------------------------------------------------------------------------------- watching
+    @_unbounded
     def observe(
         self,
         loss: float | None = None,
@@ -113,7 +117,7 @@ class Monitor:
         loss: the whole of it, penalty: the part that is a penalty on weights. outputs: what goes into the loss, with
         targets of the same shape, or of class numbers. parameters, gradients: arrays by name, in place of a model's or
         beside them. units: outputs of layers, [..., units] or [..., C, H, W]; bounds: of theirs that have some, as
-        {"hidden": (0, 1)}. steps: norms of dL/dh_t, [T], of recurrent layers.
+        {"hidden": (0, 1)}. steps: dL/dh_t of all steps of a recurrent layer, [T, ...], or its norms, [T].
 
         Raises ValueError for names that do not fit each other, RuntimeError before the first backward.
         """
@@ -136,8 +140,8 @@ class Monitor:
             observation.steps = self._source.steps()
         for name, y in (units or {}).items():
             observation.units[name] = read_units(y, unit_axis(y), (bounds or {}).get(name))
-        for name, norms in (steps or {}).items():
-            observation.steps[name] = StepReading(np.asarray(_arrays.to_numpy(norms), np.float64))
+        for name, dh in (steps or {}).items():
+            observation.steps[name] = StepReading(_norms(dh))
         observation.outputs = self._outputs(outputs, targets)
         self._append(observation)
 
@@ -147,11 +151,9 @@ class Monitor:
         step: the time step, if it is within a loop over time. Within `health.poisoned()` what is found is memory that
         was read before it was written.
         """
-        if not self._looks and not np.isfinite(_arrays.norm(array)):
-            count, place = _arrays.first_bad(array)
-            if count:
-                self._looks.append((self.iteration, name, Bad(count, place, step)))
-                self._poisoned = is_poisoned()
+        bad = None if self._found or np.isfinite(_arrays.norm(array)) else _arrays.not_finite(array)
+        if bad is not None:
+            self._found = _verdict_of_look(self.iteration, name, step, *bad)
 
     def detach(self) -> None:
         """Leave the model as it was before; what was observed stays."""
@@ -167,11 +169,12 @@ class Monitor:
             self.detach()
 
     # ------------------------------------------------------------------------------------------------------- saying
+    @_unbounded
     def verdicts(self) -> list[Verdict]:
         """What is wrong, likeliest first cause first; empty for a healthy run."""
-        found = [self._of_look(*look) for look in self._looks]
-        return found + verdicts_of(self._run())
+        return ([] if self._found is None else [self._found]) + verdicts_of(self._run())
 
+    @_unbounded
     def report(self) -> str:
         """A table of parameters, layers and time steps, and the verdicts."""
         recurrent = {} if self._source is None else self._source.recurrent()
@@ -189,19 +192,8 @@ class Monitor:
         _plot.heat_map(path, self.observations)
 
     # ------------------------------------------------------------------------------------------------------- pieces
-    _poisoned = False
-
     def _run(self) -> Run:
         return Run(self.observations, "" if self._source is None else self._source.last_units())
-
-    def _of_look(self, iteration: int, name: str, bad: Bad) -> Verdict:
-        at_step = "" if bad.step is None else f" at time step {bad.step}"
-        words = f"first in iteration {iteration}{at_step}: {bad.count} values are NaN or infinite"
-        words += "" if bad.place is None else f", the first at {list(bad.place)}"
-        if self._poisoned:
-            remedy = "it was read before it was written: make the array with zeros, not empty"
-            return Verdict("uninitialised memory", name, words, remedy)
-        return Verdict("not finite", name, words, "look at what this array is computed from, one step earlier")
 
     def _parameters(
         self, parameters: Mapping[str, Any] | None, gradients: Mapping[str, Any] | None
@@ -254,6 +246,16 @@ def _source_of(model: Any) -> Source:
     raise TypeError(f"model: expected a fusecell Layer, a torch.nn.Module or None, got {type(model).__name__}")
 
 
-def norms_over_time(gradients: Array) -> Array:
-    """[T] norms of [T, ...]: what `observe(steps=...)` takes, from dL/dh of all steps."""
-    return np.array([_arrays.norm(g) for g in gradients])
+def _verdict_of_look(iteration: int, name: str, step: int | None, count: int, place: tuple[int, ...]) -> Verdict:
+    at_step = "" if step is None else f" at time step {step}"
+    words = f"first in iteration {iteration}{at_step}: {count} values are NaN or infinite, the first at {list(place)}"
+    if is_poisoned():
+        remedy = "it was read before it was written: make the array with zeros, not empty"
+        return Verdict("uninitialised memory", name, words, remedy)
+    return Verdict("not finite", name, words, "look at what this array is computed from, one step earlier")
+
+
+def _norms(dh: Any) -> Array:
+    """[T] from [T] or [T, ...]."""
+    values = np.asarray(_arrays.to_numpy(dh), np.float64)
+    return values if values.ndim == 1 else np.array([_arrays.norm(step) for step in values])

@@ -20,8 +20,8 @@ def saturated(gate: Activated, low: float, high: float) -> int:
 
 
 def step_statistics(s: SavedGates, dh: Array, dc: Array) -> list[float]:
-    """Of the step's elements: their count; the squares of dh and of the gradient of C, added up; how many of these
-    gradients are not finite; f, added up; how many of i, f, g and o are saturated.
+    """``STEP_STATISTICS``, sums over the step's elements: their count; the squares of dh and of the gradient of C; how
+    many of these gradients are not finite; f; how many of i, f, g and o are saturated.
 
     dh, dc [B, C, H, W]: the gradients of the step's results, later steps included. A gate is saturated below 0.01 or
     above 0.99, g beyond 0.98 or -0.98 where its activation has two bounds.

@@ -18,6 +18,8 @@ from fusecell.torch._library import Given, Tensors
 from fusecell.torch._operation import Operation, cell_dtype, nothing
 from fusecell.torch._options import output_extent
 
+PROBE_COLUMNS = 9  # fusecell.ops.STEP_STATISTICS
+
 
 class _ConvLSTM(Operation):
     name = "conv_lstm"
@@ -30,6 +32,7 @@ class _ConvLSTM(Operation):
     saves = ("none", "recompute", "gates")
     wide = frozenset({"c_n", "c", "c_0"})
     as_they_lie = frozenset({"x", "h_0", "c_0", "y", "dy", "dh_n", "dc_n"})
+    probe_columns = PROBE_COLUMNS
 
     def shapes(self, given: Given, plan: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(plan["y"])

@@ -35,6 +35,10 @@ class Operation(ABC):
     """The operators fusecell::<name>(inputs, masks, options, save) -> outputs, and
     fusecell::<name>_backward(sent, inputs, masks, saved, options, needs) -> a gradient for each input.
 
+    A watched operation takes one more argument, `probe` [T, probe_columns] float64, which changes nothing and whose
+    gradient is what backward says of each step. needs has one more entry where that is wanted: without a probe both
+    operators are called as if there were none, as older exports call them.
+
     sent: gradients of the first outputs. saved: the outputs that backward reads; those after the first `len(sent)` are
     for backward alone. save: "none", or what the outputs for backward are to hold; an output that is not made is empty.
     """
@@ -51,6 +55,7 @@ class Operation(ABC):
     as_they_lie: frozenset[str] = frozenset()  # the others are taken contiguous
     always: frozenset[str] = frozenset()  # the inputs whose gradients the core makes whether they are wanted or not
     core_names: Mapping[str, str] = {}  # of gradients, where the core calls them otherwise
+    probe_columns: int = 0  # 0: there is no probe
 
     # ------------------------------------------------------------------------------------------- what differs
     @abstractmethod
@@ -77,14 +82,16 @@ class Operation(ABC):
     def __init__(self) -> None:
         self.names = (*self.inputs, *self.masks)
         self.backward_names = (*self.sent, *self.names, *self.saved)
+        gradients = [f"d{name}" for name in (*self.inputs, *("probe",) * bool(self.probe_columns))]
         self.backward_operator = define(
-            self._schema("_backward", self.backward_names, "bool[] needs", [f"d{name}" for name in self.inputs]),
+            self._schema("_backward", self.backward_names, "bool[] needs", gradients),
             self._backward,
             self._fake_backward,
             _backward_kernel(self),
         )
+        last = "str save, Tensor? probe=None" if self.probe_columns else "str save"
         self.operator = define(
-            self._schema("", self.names, "str save", self.outputs), self._forward, self._fake, _forward_kernel(self)
+            self._schema("", self.names, last, self.outputs), self._forward, self._fake, _forward_kernel(self)
         )
 
     def _schema(self, suffix: str, names: Sequence[str], last: str, results: Sequence[str]) -> str:
@@ -105,8 +112,13 @@ class Operation(ABC):
         return first.device
 
     # -------------------------------------------------------------------------------------------------- forward
+    def forward_arguments(self, args: Sequence[Any]) -> tuple[Given, str, str]:
+        """The tensors, options and save of a call; its probe is autograd's alone."""
+        count = len(self.names)
+        return dict(zip(self.names, args[:count], strict=True)), args[count], args[count + 1]
+
     def _forward(self, *args: Any) -> Tensors:
-        given, (options, save) = dict(zip(self.names, args[:-2], strict=True)), args[-2:]
+        given, options, save = self.forward_arguments(args)
         first: Tensor = args[0]
         if save not in self.saves:
             raise ValueError(f"save: expected one of {', '.join(self.saves)}, got {save}")
@@ -126,8 +138,8 @@ class Operation(ABC):
         return outputs
 
     def _fake(self, *args: Any) -> Tensors:
-        given = dict(zip(self.names, args[:-2], strict=True))
-        return self.allocate(given, self.fake_shapes(given, parsed(args[-2])), args[-1])
+        given, options, save = self.forward_arguments(args)
+        return self.allocate(given, self.fake_shapes(given, parsed(options)), save)
 
     # ------------------------------------------------------------------------------------------------- backward
     def _backward(self, *args: Any) -> Tensors:
@@ -135,30 +147,44 @@ class Operation(ABC):
         first: Tensor = args[len(self.sent)]
         if not _widens(first):
             return self._run_backward(given, options, needs)
-        results = zip(self.inputs, needs, self._run_backward(_widened(given), options, needs), strict=True)
-        return tuple(d if needed and name in self.wide else d.to(first.dtype) for name, needed, d in results)
+        found = self._run_backward(_widened(given), options, needs)
+        count = len(self.inputs)
+        results = zip(self.inputs, needs[:count], found[:count], strict=True)
+        gradients = (d if needed and name in self.wide else d.to(first.dtype) for name, needed, d in results)
+        return (*gradients, *found[count:])
 
     def _run_backward(self, given: Given, options: str, needs: list[bool]) -> Tensors:
         device, core = self._device(given), parsed(options)
         given = self._placed({name: None if name in self.saved and _is_nothing(t) else t for name, t in given.items()})
         gradients = self._gradients(given, needs)
-        results = {f"d{name}": d for name, d, needed in zip(self.inputs, gradients, needs, strict=True) if needed}
+        # Without strict: the probe's, the last of both, is made below.
+        results = {f"d{name}": d for name, d, needed in zip(self.inputs, gradients, needs, strict=False) if needed}
         for name in self.always:
             results.setdefault(f"d{name}", torch.empty_like(given[name]))
         inputs = _memory.describe_all({name: given[name] for name in (*self.names, *self.saved)}, device)
         others = _memory.describe_all({name: given[name] for name in self.sent}, device)
+        plan = _dispatch.plan(self.name, _memory.place_of(device), inputs, core, options, backward=True)
+        if self._watched(needs):
+            shape = (gradients[-1].shape[0], plan["statistics_parts"], self.probe_columns)
+            results["statistics"] = torch.empty(shape, dtype=torch.float64, device=device)
         others |= _memory.describe_outputs(results)
         tensors = {**inputs, **{self.core_names.get(name, name): described for name, described in others.items()}}
-        plan = _dispatch.plan(self.name, _memory.place_of(device), inputs, core, options, backward=True)
         _memory.run(f"{self.name}_backward", device, tensors, core, plan)
-        return gradients
+        return (*gradients[:-1], results["statistics"].sum(1)) if self._watched(needs) else gradients
+
+    def _watched(self, needs: Sequence[bool]) -> bool:
+        return len(needs) > len(self.inputs) and needs[-1]
 
     def _gradients(self, given: Given, needs: list[bool]) -> Tensors:
         """Uninitialised gradients of the inputs, each lying as its input does; nothing where none is needed."""
         first = given[self.inputs[0]]
         assert first is not None
-        likes = (given[name] if needed else None for name, needed in zip(self.inputs, needs, strict=True))
-        return tuple(nothing(first.dtype, first.device) if t is None else torch.empty_like(t) for t in likes)
+        likes = [given[name] if needed else None for name, needed in zip(self.inputs, needs, strict=False)]
+        made = tuple(nothing(first.dtype, first.device) if t is None else torch.empty_like(t) for t in likes)
+        if not self.probe_columns:
+            return made
+        steps = (first.shape[0], self.probe_columns) if self._watched(needs) else (0,)
+        return (*made, torch.empty(steps, dtype=torch.float64, device=first.device))
 
     def _fake_backward(self, *args: Any) -> Tensors:
         return self._gradients(self._placed(dict(zip(self.backward_names, args[:-2], strict=True))), args[-1])
@@ -170,22 +196,26 @@ def _forward_kernel(op: Operation) -> type[AutogradKernel]:
         @staticmethod
         def forward(ctx: Any, keyset: Any, below: Any, *args: Any) -> Tensors:
             outputs: Tensors = below(keyset, *args)
-            ctx.options, ctx.save = args[-2:]
-            ctx.save_for_backward(*args[:-2], *op.to_save(dict(zip(op.outputs, outputs, strict=True))))
+            given, ctx.options, ctx.save = op.forward_arguments(args)
+            ctx.save_for_backward(*given.values(), *op.to_save(dict(zip(op.outputs, outputs, strict=True))))
             ctx.mark_non_differentiable(*outputs[len(op.sent) :])
             ctx.set_materialize_grads(False)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, *sent: Tensor | None) -> tuple[Tensor | None, ...]:
-            sent, count = sent[: len(op.sent)], len(op.inputs)
-            needs, rest = ctx.needs_input_grad[2 : 2 + count], (None,) * (len(op.masks) + 2)
+            sent, count, before_probe = sent[: len(op.sent)], len(op.inputs), len(op.names) + 2
+            all_needs = ctx.needs_input_grad[2:]
+            needs, probes = all_needs[:count], all_needs[before_probe:]
             if all(d is None for d in sent):
-                return (None, None, *(None,) * count, *rest)
+                return (None,) * (2 + len(all_needs))
             if ctx.save == "none":
                 raise RuntimeError(f'{op.name}: expected another save than "none" where a gradient is needed')
-            found = op.backward_operator(*sent, *ctx.saved_tensors, ctx.options, needs)
-            return (None, None, *(d if needed else None for d, needed in zip(found, needs, strict=True)), *rest)
+            watched = (True,) * any(probes)
+            found = op.backward_operator(*sent, *ctx.saved_tensors, ctx.options, (*needs, *watched))
+            gradients = [d if needed else None for d, needed in zip(found, needs, strict=False)]
+            gradients += [None] * (before_probe - count) + [found[-1] if watched else None for _ in probes]
+            return (None, None, *gradients)
 
     return Forward
 
@@ -199,7 +229,8 @@ def _backward_kernel(op: Operation) -> type[AutogradKernel]:
             gradients: Tensors = below(keyset, *args)
             ctx.options, needs = args[-2:]
             ctx.save_for_backward(*args[: len(op.sent) + len(op.names)])
-            ctx.mark_non_differentiable(*(d for d, needed in zip(gradients, needs, strict=True) if not needed))
+            differentiable = (*needs[: len(op.inputs)], *(False,) * bool(op.probe_columns))
+            ctx.mark_non_differentiable(*(d for d, can in zip(gradients, differentiable, strict=True) if not can))
             ctx.set_materialize_grads(False)
             return gradients
 
@@ -208,7 +239,7 @@ def _backward_kernel(op: Operation) -> type[AutogradKernel]:
             saved = dict(zip((*op.sent, *op.names), ctx.saved_tensors, strict=True))
             names = (*op.sent, *op.inputs)
             wanted = [name for name, needed in zip(names, ctx.needs_input_grad[2:], strict=False) if needed]
-            first = {name: d for name, d in zip(op.inputs, sent, strict=True) if d is not None}
+            first = {name: d for name, d in zip(op.inputs, sent, strict=False) if d is not None}
             found = second_order(lambda own: op.compose(own, parsed(ctx.options)), saved, op.sent, first, wanted)
             return (None, None, *(found.get(name) for name in (*op.backward_names, "options", "needs")))
 

@@ -45,6 +45,7 @@ def conv_lstm(
     batch_first: bool = False,
     state_dtype: str | None = None,
     algorithm: Algorithm = "auto",
+    probe: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """A ConvLSTM over a whole sequence (Shi et al. 2015), in one operator.
 
@@ -67,6 +68,10 @@ def conv_lstm(
     possible, in float64 too. "bfloat16", not yet run on real AMX, rounds what the convolutions read to bfloat16
     and sums in float32: for float32, stride 1 and dilation 1, and processors with AMX. Second derivatives are torch's
     own and know none of them.
+
+    probe: a float64 tensor [T, 9] that requires a gradient and changes nothing. What backward gives as its gradient is
+    what each step was like, the columns of `fusecell.ops.STEP_STATISTICS`: norms of dL/dh and dL/dc, what is not
+    finite, saturated gates (see docs/cell.md). Without it nothing of that is computed.
 
     Raises ValueError, TypeError; NoCudaKernelsError for CUDA tensors if fusecell was built without CUDA.
     """
@@ -91,8 +96,10 @@ def conv_lstm(
     if training and (recurrent_dropout > 0 or zoneout[0] > 0 or zoneout[1] > 0):
         masks = _masks(x, weight_ih, weight_hh, options, (recurrent_dropout, *zoneout), masks)
     inputs = (x, weight_ih, weight_hh, bias, peephole, h_0, c_0)
-    save = ("recompute" if recompute else "gates") if _needs_gradient(inputs) else "none"
-    y, h_n, c_n, _, _ = _conv_lstm.conv_lstm(*inputs, _as_lengths(lengths, x), *masks, _options.as_text(options), save)
+    probes = _probes(probe, x)
+    save = ("recompute" if recompute else "gates") if _needs_gradient((*inputs, *probes)) else "none"
+    others = (_as_lengths(lengths, x), *masks, _options.as_text(options), save, *probes)
+    y, h_n, c_n, _, _ = _conv_lstm.conv_lstm(*inputs, *others)
     if state_dtype == "input":
         c_n = c_n.to(x.dtype)
     return y.transpose(0, 1) if batch_first else y, (h_n, c_n)
@@ -174,6 +181,19 @@ def _cast(x: Tensor, *others: Tensor | None) -> Any:
 
 def _needs_gradient(inputs: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
+def _probes(probe: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
+    """The operator's last argument, which is left out where there is none."""
+    if probe is None:
+        return ()
+    if probe.dtype != torch.float64:
+        raise TypeError(f"probe: expected dtype float64, got {str(probe.dtype).removeprefix('torch.')}")
+    if probe.shape != (x.shape[0], _conv_lstm.PROBE_COLUMNS):
+        raise ValueError(f"probe: expected {(x.shape[0], _conv_lstm.PROBE_COLUMNS)}, got {tuple(probe.shape)}")
+    if probe.device != x.device:
+        raise ValueError(f"probe: expected a tensor on {x.device}, as x is, got one on {probe.device}")
+    return (probe,)
 
 
 def _as_lengths(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusecell._typing import Algorithm, Padding, Pair
-from fusecell.torch import _options
+from fusecell.torch import _options, _probes
 from fusecell.torch._layout import joined
 from fusecell.torch.functional import State, conv_lstm, conv_lstm_cell
 
@@ -183,8 +183,14 @@ class ConvLSTM2d(_Cells):
     `_reverse` is appended for the other direction. One bias: a state_dict's bias_ih_l0 and bias_hh_l0 are added.
     Gates in the order i, f, g, o; the exact operation is in docs/cell.md.
 
+    watched (an attribute, False at first): whether each forward in training makes new `probes`, by the names "l0",
+    "l0_reverse", "l1" and so on: tensors [T, 9] whose `.grad`, after backward, says what each step was like
+    (`conv_lstm` has the columns). Under torch.compile it breaks the graph, where the probes are made.
+
     Raises ValueError, TypeError for what does not fit.
     """
+
+    watched = False  # of the class: older pickles have none of their own
 
     def __init__(
         self,
@@ -240,6 +246,7 @@ class ConvLSTM2d(_Cells):
         self.num_layers = _positive("num_layers", num_layers)
         self.batch_first, self.bidirectional, self.truncation = batch_first, bidirectional, truncation
         self.dropout = _rate("dropout", dropout)
+        self.probes: dict[str, Tensor] = {}
         directions = ("", "_reverse") if bidirectional else ("",)
         self._suffixes = [[f"_l{layer}{direction}" for direction in directions] for layer in range(self.num_layers)]
         for layer, suffixes in enumerate(self._suffixes):
@@ -336,11 +343,15 @@ class ConvLSTM2d(_Cells):
                 raise ValueError(f"{name}: expected shape {expected}, got {tuple(state.shape)}")
         return list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
 
+    def _names(self) -> list[str]:
+        return [suffix.removeprefix("_") for suffixes in self._suffixes for suffix in suffixes]
+
     def _run(
         self, x: Tensor, start: list[State | None], lengths: Tensor | Sequence[int] | None
     ) -> tuple[Tensor, list[State]]:
         options = {**self._cell_options(), "truncation": self.truncation, "batch_first": self.batch_first}
         final: list[State] = []
+        probes = _probes.of_forward(self, self._names(), x, int(self.batch_first)) if self.watched else {}
         for layer, suffixes in enumerate(self._suffixes):
             if layer > 0 and self.dropout > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
@@ -353,6 +364,7 @@ class ConvLSTM2d(_Cells):
                     hx=start[len(final)],
                     lengths=lengths,
                     reverse=direction == 1,
+                    probe=probes.get(suffix.removeprefix("_")),
                     **convolution,
                     **options,
                 )

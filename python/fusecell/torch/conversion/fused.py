@@ -12,10 +12,15 @@ from .recipe import Recipe
 
 
 def conv_lstm(
-    recipe: Recipe, module: nn.Module, x: Tensor, state: State | None, reverse: bool = False
+    recipe: Recipe,
+    module: nn.Module,
+    x: Tensor,
+    state: State | None,
+    reverse: bool = False,
+    probe: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sequence x [T, B, Cin, (H,) W] from the state (h, c) or zeros: y [T, B, C, (H,) W], h_n and c_n."""
-    options: dict[str, Any] = {**recipe.pack(module), **dict(recipe.options), "reverse": reverse}
+    options: dict[str, Any] = {**recipe.pack(module), **dict(recipe.options), "reverse": reverse, "probe": probe}
     if recipe.axes == 2:
         y, (h, c) = _conv_lstm(x, hx=state, **options)
         return y, h, c

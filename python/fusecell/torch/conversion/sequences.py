@@ -7,7 +7,7 @@ another cell's outputs; and the output, if each tensor of it is a sequence or a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _probes
 from .calls import Leaf, rebuild
 from .cells import CellPlan
 from .fused import conv_lstm, hooked
@@ -25,6 +26,7 @@ from .trace import Refused
 DEPTH = 9
 SIMPLE = (bool, int, float, str, type(None))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+WATCHED = "watched"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,11 @@ class Form:
 
 @dataclass(frozen=True)
 class SequencePlan:
-    """forward(frames) of a module, as fused sequences; every other call takes the module's own loop."""
+    """forward(frames) of a module, as fused sequences; every other call takes the module's own loop.
+
+    A converted module is watched as fusecell's own: its attribute `watched` set to True, forwards in training leave
+    `probes`, named by layer.
+    """
 
     form: Form
     layers: tuple[Layer, ...]
@@ -127,7 +133,7 @@ class SequencePlan:
         frames = self.form.bind(args, kwargs, self.layers[0].recipe.axes)
         if frames is None or not self._takes(module, tuple(frames.shape[3:])):
             return None
-        made = results(module, self.layers, frames)
+        made = results(module, self.layers, frames, self._probes(module, frames))
         return rebuild(self.output, lambda leaf: leaf.value.of(made) if isinstance(leaf, Leaf) else leaf)
 
     def _takes(self, module: nn.Module, image: tuple[int, ...]) -> bool:
@@ -136,17 +142,35 @@ class SequencePlan:
         for layer in self.layers:
             seen = states[layer.sees[0]] if layer.sees else image
             states.append(seen and layer.recipe.state_image(module.get_submodule(layer.cell), seen))
-        return all(states) and not hooked(module) and settings(module) == self.settings
+        now = {n: v for n, v in settings(module) if n != WATCHED or not self._may_be_watched()}
+        return all(states) and not hooked(module) and now == dict(self.settings)
+
+    def _may_be_watched(self) -> bool:
+        """Unless the module has another use for that name."""
+        return WATCHED not in dict(self.settings)
+
+    def _probes(self, module: nn.Module, frames: Tensor) -> dict[str, Tensor]:
+        if not self._may_be_watched() or module.__dict__.get(WATCHED) is not True:
+            return {}
+        return _probes.of_forward(module, map(probe_name, range(len(self.layers)), self.layers), frames)
 
 
-def results(module: nn.Module, layers: tuple[Layer, ...], frames: Tensor) -> list[dict[str, Tensor]]:
-    """y [T, B, C, ...], h and c [B, C, ...] of each layer, for frames [T, B, Cin, ...]."""
+def probe_name(number: int, layer: Layer) -> str:
+    """As a `ConvLSTM2d` names its probes."""
+    return f"l{number}_reverse" if layer.reverse else f"l{number}"
+
+
+def results(
+    module: nn.Module, layers: tuple[Layer, ...], frames: Tensor, probes: Mapping[str, Tensor] | None = None
+) -> list[dict[str, Tensor]]:
+    """y [T, B, C, ...], h and c [B, C, ...] of each layer, for frames [T, B, Cin, ...] and the probes by name."""
     made: list[dict[str, Tensor]] = []
-    for layer in layers:
+    for number, layer in enumerate(layers):
         seen = [made[n]["y"] for n in layer.sees]
         x = frames if not seen else seen[0] if len(seen) == 1 else torch.cat(seen, 2)
         state = None if layer.start is None else (made[layer.start]["h"], made[layer.start]["c"])
-        y, h, c = conv_lstm(layer.recipe, module.get_submodule(layer.cell), x, state, reverse=layer.reverse)
+        probe = (probes or {}).get(probe_name(number, layer))
+        y, h, c = conv_lstm(layer.recipe, module.get_submodule(layer.cell), x, state, layer.reverse, probe)
         made.append({name: t.to(frames.dtype) for name, t in (("y", y), ("h", h), ("c", c))})
     return made
 

@@ -13,7 +13,7 @@ from .fused import hooked
 from .loops import confirm_sequence, recognise_loop, recognise_sequence
 from .observed import guesses, is_torchs_own, looks_like_one, observe, takes_a_dict
 from .report import Kept, Replaced, Report
-from .sequences import SequencePlan
+from .sequences import WATCHED, SequencePlan
 from .swapped import is_swapped, swap
 from .trace import Refused, named_tensors
 
@@ -91,6 +91,8 @@ def _converted(name: str, module: nn.Module, scratch: nn.Module, seen: Shape, al
     notes += _unfused_calls(module, plan, looping)
     for each in {module, scratch}:
         swap(each, plan)
+    if isinstance(plan, SequencePlan) and not hasattr(module, WATCHED):
+        module.__dict__[WATCHED] = False
     return Replaced(name, kind, "cell" if isinstance(plan, CellPlan) else "sequence", notes)
 
 
