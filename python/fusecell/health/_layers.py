@@ -70,8 +70,10 @@ class LayerSource:
         return found
 
     def reach(self) -> Bounds | None:
-        """Between which values the outputs must lie, if the last layer is linear on bounded units."""
+        """Within what outputs must lie: of a bounded last activation, or of a linear layer on bounded units."""
         *_, before, last = [None, None, *self._leaves.values()]
+        if isinstance(last, Activation):
+            return bounds(last.name)
         known = None if before is None else _bounds(before)
         if not isinstance(last, Dense) or known is None:
             return None

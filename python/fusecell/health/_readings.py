@@ -11,7 +11,7 @@ import numpy as np
 
 from fusecell._typing import Array
 from fusecell.health import _arrays
-from fusecell.health._thresholds import EDGE
+from fusecell.health._thresholds import EDGE, PRESSED
 
 Bounds = tuple[float, float]
 
@@ -47,7 +47,7 @@ class UnitReading:
 
     units: int
     examples: int
-    dead: float
+    zero: Array  # [units]: 0 for every example
     same: float  # one value for every example
     twins: float  # equal to another unit for every example
     saturated: float | None  # None: without bounds
@@ -55,6 +55,11 @@ class UnitReading:
     high: float
     smallest: float  # magnitude above 0
     bad: Bad | None = None
+
+    @property
+    def dead(self) -> float:
+        """Share of the units that give 0 for every example of this step."""
+        return float(np.mean(self.zero))
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class OutputReading:
     target_mean: Array = field(default_factory=lambda: np.zeros(0))
     target_square: Array = field(default_factory=lambda: np.zeros(0))
     error: float = 0.0  # mean square, all outputs
-    beyond: float = 0.0  # share of the targets outside `reach`
+    beyond: float = 0.0  # share of the targets outside `reach`, on the sides on which the outputs press against it
     reach: Bounds | None = None  # what the last layer can give at all
 
 
@@ -149,7 +154,7 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
     return UnitReading(
         units=values.shape[1],
         examples=len(values),
-        dead=float(np.mean((top == 0) & (bottom == 0))),
+        zero=(top == 0) & (bottom == 0),
         same=float(np.mean(top - bottom <= 1e-6 * np.maximum(np.abs(top), np.abs(bottom)))),
         twins=twin_share(finite[:_EXAMPLES].T),
         saturated=saturated,
@@ -212,7 +217,7 @@ def read_outputs(outputs: Any, targets: Any | None, reach: Bounds | None) -> Out
         return OutputReading(**summary)
     units = y.shape[-1] if y.ndim == 2 else 1
     ys, ts = y.reshape(-1, units).astype(np.float64), t.reshape(-1, units).astype(np.float64)
-    beyond = 0.0 if reach is None else float(np.mean((ts < reach[0]) | (ts > reach[1])))
+    beyond = 0.0 if reach is None else _share_beyond(ts, reach, summary["low"], summary["high"])
     return OutputReading(
         **summary,
         mean=ys.mean(axis=0),
@@ -223,3 +228,10 @@ def read_outputs(outputs: Any, targets: Any | None, reach: Bounds | None) -> Out
         beyond=beyond,
         reach=reach,
     )
+
+
+def _share_beyond(targets: Array, reach: Bounds, low: float, high: float) -> float:
+    margin = PRESSED * (reach[1] - reach[0])
+    below = np.mean(targets < reach[0]) if low <= reach[0] + margin else 0.0
+    above = np.mean(targets > reach[1]) if high >= reach[1] - margin else 0.0
+    return float(below + above)

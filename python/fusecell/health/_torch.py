@@ -131,8 +131,11 @@ class TorchSource:
         return dict(self._model.named_parameters())
 
     def gradients(self) -> dict[str, Tensor | None]:
-        """Their .grad."""
-        return {name: p.grad for name, p in self._model.named_parameters()}
+        """Their .grad: zeros where one is asked for and none has come, None where none is asked for."""
+        return {
+            name: torch.zeros_like(p) if p.grad is None and p.requires_grad else p.grad
+            for name, p in self._model.named_parameters()
+        }
 
     def units(self) -> dict[str, UnitReading]:
         """Of every leaf module's last output."""

@@ -36,6 +36,7 @@ class Run:
 
     observations: Sequence[Observation]
     last_units: str = ""  # the layer whose units are the output
+    frozen: Sequence[str] = ()  # how the names of parameters begin that are not to be updated
 
     @property
     def recent(self) -> Sequence[Observation]:
@@ -78,6 +79,13 @@ class Run:
         unexplained = self.unexplained()
         return flat and unexplained is not None and unexplained > at.UNEXPLAINED
 
+    def falls(self) -> bool:
+        """Enough was seen, and the loss is well below what it was at first."""
+        if not self.enough:
+            return False
+        first, _, last = self.ends()
+        return first > 0 and last < at.FALLEN * first
+
     def unexplained(self) -> float | None:
         """Of late, the squared error over the targets' variance. None: targets that are no numbers, or not given."""
         read = [o.outputs for o in self.recent if o.outputs is not None and len(o.outputs.target_mean)]
@@ -95,7 +103,7 @@ def verdicts_of(run: Run) -> list[Verdict]:
     if not run.observations:
         return []
     rules = (
-        not_finite, exploding, vanishing, vanishing_by_layer, no_gradient, symmetric, softmax_of_activations,
+        not_finite, exploding, vanishing, vanishing_by_layer, symmetric, no_gradient, softmax_of_activations,
         bounded_output, saturated_gates, penalty, units, constant_output, updates, diverging,
     )  # fmt: skip
     found = [verdict for rule in rules for verdict in rule(run)]
@@ -256,6 +264,8 @@ def symmetric(run: Run) -> Iterator[Verdict]:
         looked = [p.twins for o in run.observations if (p := o.parameters.get(name)) and p.twins is not None]
         if parameter.gradient is None or parameter.rows < 2 or len(looked) < 2 or min(looked[-2:]) < at.TWINS:
             continue
+        if name == _last_matrix(run) and run.falls():  # outputs that never occur stay equal and harm nothing
+            continue
         zero = " (all are 0)" if parameter.norm == 0 else ""
         yield Verdict(
             "symmetric units", name, f"{100 * looked[-1]:.0f} % of its {parameter.rows} rows equal another{zero}: "
@@ -272,8 +282,8 @@ def units(run: Run) -> Iterator[Verdict]:
     for name in run.observations[-1].units:
         if name == run.last_units:
             continue
-        dead = _median(_of_units(run, name, "dead"))
-        if dead is not None and (dead >= at.DEAD or (stuck and dead >= at.DEAD_AND_STUCK)):
+        dead = _dead(run, name)
+        if dead >= at.DEAD or (stuck and dead >= at.DEAD_AND_STUCK):
             yield Verdict(
                 "dead units", name, f"{100 * dead:.0f} % of its units give 0 for every example and get no gradient",
                 "lower the learning rate, use leaky_relu, or start with smaller weights and a small positive bias",
@@ -392,12 +402,14 @@ def updates(run: Run) -> Iterator[Verdict]:
     moved = {n: _median([p.update for o in recent if (p := o.parameters.get(n)) and p.update is not None])
              for n in recent[-1].parameters}  # fmt: skip
     still = [
-        n for n in moved if all((p := o.parameters.get(n)) and p.update == 0 and (p.gradient or 0) > 0 for o in recent)
-    ]
+        n for n in moved
+        if not n.startswith(tuple(run.frozen))
+        and all((p := o.parameters.get(n)) and p.update == 0 and (p.gradient or 0) > 0 for o in recent)
+    ]  # fmt: skip
     if still and len(still) < len(moved):
         yield Verdict(
             "parameter is not updated", _listed(still), "it has a gradient and does not change, while others do",
-            "is it among the optimiser's parameters?",
+            "is it among the optimiser's parameters? Where it is frozen on purpose: Monitor(frozen=[...])",
         )  # fmt: skip
     matrices = [m for n, m in moved.items() if m is not None and recent[-1].parameters[n].matrix]
     size = _median([m for m in matrices if np.isfinite(m)])
@@ -415,6 +427,9 @@ def diverging(run: Run) -> Iterator[Verdict]:
     if not run.enough:
         return
     first, _, last = run.ends()
+    unexplained = run.unexplained()
+    if unexplained is not None and unexplained < at.EXPLAINED:
+        return
     if first > 0 and last > at.DIVERGED * first:
         yield Verdict(
             "updates too large", "all parameters", f"the loss went up, {first:.3g} -> {last:.3g}",
@@ -439,6 +454,16 @@ def _of_steps(run: Run, name: str, read: Any) -> list[float]:
 def _of_units(run: Run, name: str, what: str) -> list[float]:
     readings: list[UnitReading] = [o.units[name] for o in run.recent if name in o.units]
     return [value for r in readings if (value := getattr(r, what)) is not None]
+
+
+def _dead(run: Run, name: str) -> float:
+    """Share of the units that gave 0 for every example of every recent step."""
+    zeros = [o.units[name].zero for o in run.recent if name in o.units]
+    return float(np.mean(np.logical_and.reduce(zeros))) if len({len(z) for z in zeros}) == 1 else 0.0
+
+
+def _last_matrix(run: Run) -> str:
+    return ["", *(name for name, p in run.observations[-1].parameters.items() if p.matrix)][-1]
 
 
 def _gradient(observation: Observation, name: str) -> float | None:

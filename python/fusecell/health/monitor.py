@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -81,17 +81,18 @@ class Monitor:
         monitor.observe(loss, parameters={"w": w}, gradients={"w": dw}, units={"hidden": h}, steps={"rnn": dh_norms})
 
     every: reads every n-th step alone; the others cost nothing but a comparison. keep: the most observations that are
-    held; once there are more, every second of the older half is dropped.
+    held; once there are more, every second of the older half is dropped. frozen: the beginnings of names of parameters
+    that are left as they are on purpose.
 
     Of fused layers (ConvLSTM2D, SimpleRNN, fusecell.torch's) the gradients of h and c at every time step are summed by
     the backward kernels themselves. docs/health.md has the costs, the thresholds, and how often they err.
     """
 
-    def __init__(self, model: Any = None, *, every: int = 1, keep: int = 4096) -> None:
+    def __init__(self, model: Any = None, *, every: int = 1, keep: int = 4096, frozen: Collection[str] = ()) -> None:
         if every < 1 or keep < 16:
             raise ValueError(f"every, keep: expected at least 1 and 16, got {every} and {keep}")
         self._source: Source | None = None if model is None else _source_of(model)
-        self._every, self._keep = every, keep
+        self._every, self._keep, self._frozen = every, keep, tuple(frozen)
         self._before: dict[str, Any] = {}  # copies of the parameters at the last observation
         self._found: Verdict | None = None  # by look
         self.observations: list[Observation] = []
@@ -193,7 +194,7 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------------------- pieces
     def _run(self) -> Run:
-        return Run(self.observations, "" if self._source is None else self._source.last_units())
+        return Run(self.observations, "" if self._source is None else self._source.last_units(), self._frozen)
 
     def _parameters(
         self, parameters: Mapping[str, Any] | None, gradients: Mapping[str, Any] | None
