@@ -71,7 +71,7 @@ def test_vanishing():
 
 
 def test_exploding_over_the_steps():
-    (verdict,) = run(falling(), steps=over_time(1e5, 1.0)).verdicts()
+    (verdict,) = run(flat(), steps=over_time(1e5, 1.0)).verdicts()
     assert (verdict.name, verdict.where) == ("exploding gradient", "rnn")
 
 
@@ -302,7 +302,7 @@ def labels(n):
     ],
 )
 def test_what_goes_into_a_softmax(make, name):
-    found = run(falling(), outputs=lambda n: make(rng(n).standard_normal((20, 4))), targets=labels).verdicts()
+    found = run(flat(), outputs=lambda n: make(rng(n).standard_normal((20, 4))), targets=labels).verdicts()
     assert [v.name for v in found] == [name]
 
 

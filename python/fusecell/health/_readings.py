@@ -15,6 +15,9 @@ from fusecell.health._thresholds import EDGE, PRESSED
 
 Bounds = tuple[float, float]
 
+Recurrent = tuple[Array, int, tuple[int, ...] | None]
+"""A recurrent weight, its gates, and the image that it is convolved with; None for a matrix."""
+
 _MOST_VALUES = 1 << 14  # of a layer's output that are looked at: enough for shares to a per cent
 _EXAMPLES = 256  # that are looked at even so, and by which twins among units are told apart
 
@@ -74,6 +77,11 @@ class StepReading:
     reverse: bool = False
 
     @property
+    def span(self) -> str:
+        """The way that the gradient goes, in words."""
+        return f"from step 1 to {len(self.dh)}" if self.reverse else f"from step {len(self.dh)} to 1"
+
+    @property
     def state(self) -> Array:
         """Norm of the gradient with respect to the whole state, (h_t, c_t), from the direction's first step on."""
         both = self.dh if self.dc is None else np.hypot(self.dh, self.dc)
@@ -88,7 +96,7 @@ class OutputReading:
     high: float
     zeros: float  # share that is exactly 0
     sums_to_one: bool  # over classes, every example
-    labels: bool  # integer targets
+    classes: int  # if the targets are their numbers, else 0
     examples: int
     mean: Array = field(default_factory=lambda: np.zeros(0))  # of each output, over examples
     square: Array = field(default_factory=lambda: np.zeros(0))
@@ -123,7 +131,9 @@ def read_parameter(value: Any, gradient: Any | None, *, look_for_twins: bool) ->
     size, matrix = _arrays.norm(value), value.ndim >= 2
     own = None if gradient is None else _arrays.norm(gradient)
     bad = _bad(value, size) or (None if own is None else _bad(gradient, own))
-    twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1)) if look_for_twins and matrix else None
+    twins = None
+    if look_for_twins and matrix and value.shape[0] and len(value[0].reshape(-1)) > 1:  # numbers of 16 bits do collide
+        twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1))
     return ParameterReading(size, own, value.shape[0] if value.ndim else 1, twins, None, matrix, bad)
 
 
@@ -183,9 +193,10 @@ def unit_axis(y: Any) -> int:
 
 
 def read_steps(statistics: Array, names: tuple[str, ...], reverse: bool) -> StepReading:
-    """Of what a fused backward kernel summed, [T, columns]."""
-    column = dict(zip(names, np.asarray(statistics, np.float64).T, strict=True))
-    count = np.maximum(column["count"], 1.0)
+    """Of what a fused backward kernel summed, [T, columns]; steps that all samples are too short for are left out."""
+    sums = np.asarray(_arrays.to_numpy(statistics), np.float64)
+    column = dict(zip(names, sums[sums[:, 0] > 0].T, strict=True))
+    count = column["count"]
     saturated = {name.rpartition("_")[2]: column[name] / count for name in names if name.startswith("saturated_")}
     if "saturated" in column:
         saturated = {"h": column["saturated"] / count}
@@ -200,17 +211,22 @@ def read_steps(statistics: Array, names: tuple[str, ...], reverse: bool) -> Step
 
 
 def read_outputs(outputs: Any, targets: Any | None, reach: Bounds | None) -> OutputReading:
-    """Of what goes into the loss. targets: integers for classes, or numbers of the outputs' shape."""
+    """Of what goes into the loss. targets: integers for classes, or numbers of the outputs' shape.
+
+    Raises ValueError for numbers of another shape: NumPy and torch would make every output meet every target.
+    """
     y = _arrays.to_numpy(outputs)
     t = None if targets is None else _arrays.to_numpy(targets)
-    labels = t is not None and t.dtype.kind in "iu" and t.shape != y.shape
-    of_class = y.sum(axis=1) if labels and y.ndim >= 2 else np.zeros(1)
+    labels = t is not None and t.dtype.kind in "iu" and t.shape != y.shape and y.ndim >= 2 and y.shape[1] > 1
+    of_class = y.sum(axis=1) if labels else np.zeros(1)
+    if t is not None and t.dtype.kind == "f" and t.shape != y.shape:
+        raise ValueError(f"targets: expected the outputs' shape {y.shape}, or class numbers, got {t.shape}")
     summary: dict[str, Any] = {
         "low": float(y.min()),
         "high": float(y.max()),
         "zeros": float(np.mean(y == 0)),
         "sums_to_one": bool(np.all(np.abs(of_class - 1) < 1e-4)),
-        "labels": labels,
+        "classes": y.shape[1] if labels else 0,
         "examples": len(y) if y.ndim else 1,
     }
     if t is None or labels or t.shape != y.shape:
