@@ -451,3 +451,154 @@ def test_output_bounds():
     weight, bias = np.array([[1.0, -2.0], [0.5, 0.5]]), np.array([0.1, 0.0])
     assert health.output_bounds(weight, bias, (-1.0, 1.0)) == pytest.approx((-2.9, 3.1))
     assert health.output_bounds(weight, bias, (0.0, 1.0)) == pytest.approx((-1.9, 1.1))
+
+
+# -------------------------------------------------------------------------------------------------- fusecell's layers
+def conv_lstm(**options):
+    return layers.ConvLSTM2D(1, 3, 3, rng=rng(), **options)
+
+
+def watch(model, losses, make_x, **options):
+    monitor = health.Monitor(model)
+    for n, loss in enumerate(losses):
+        y = model.forward(make_x(n), **options)
+        model.backward(np.ones_like(y) / y.size)
+        monitor.observe(loss)
+        for parameter in model.parameters().values():
+            parameter += 1e-3 * rng(n).standard_normal(parameter.shape).astype(parameter.dtype)
+    return monitor
+
+
+def some_frames(n, steps=6, batch=3):
+    return rng(n).standard_normal((steps, batch, 1, 4, 4)).astype(np.float32)
+
+
+def test_steps_that_all_samples_are_too_short_for_are_left_out():
+    monitor = watch(conv_lstm(bidirectional=True), flat(), some_frames, lengths=np.array([2, 3, 4]))
+    steps = monitor.observations[-1].steps
+    assert {name: len(step.dh) for name, step in steps.items()} == {"l0": 4, "l0_reverse": 4}
+    assert min(step.forget.min() for step in steps.values()) > 0.4
+    assert names(monitor) == []
+
+
+def test_the_kernels_sum_only_for_the_steps_that_are_read():
+    layer = conv_lstm()
+    monitor = health.Monitor(layer, every=2)
+    watched = []
+    for n in range(4):
+        watched.append(layer.watched)
+        y = layer.forward(some_frames(n))
+        layer.backward(np.ones_like(y))
+        monitor.observe(1.0)
+    assert watched == [True, False, True, False]
+    monitor.detach()
+    assert not layer.watched
+    with pytest.raises(RuntimeError, match="after detach"):
+        monitor.observe(1.0)
+
+
+def test_a_layer_that_was_watched_before_stays_so():
+    layer = conv_lstm()
+    layer.watched = True
+    health.Monitor(layer).detach()
+    assert layer.watched
+
+
+@pytest.mark.parametrize(("gate", "row"), [("i", 0), ("f", 1), ("o", 3)])
+def test_saturated_gates(gate, row):
+    model = conv_lstm()
+    model.parameters()["bias_l0"][3 * row : 3 * row + 3] = 20.0
+    saturated = {v.where: v.words for v in watch(model, flat(), some_frames).verdicts() if v.name == "saturated gates"}
+    assert saturated == {"l0": f"100 % of {gate} are at a bound"}
+    assert "saturated gates" not in names(watch(model, falling(), some_frames))
+
+
+def test_a_gradient_that_vanishes_in_the_reverse_direction():
+    step = readings.StepReading(np.geomspace(1.0, 1e-9, 20), reverse=True)
+    assert step.span == "from step 1 to 20"
+    assert step.state[0] == pytest.approx(1e-9)
+    both = readings.StepReading(np.array([3.0, 0.0]), np.array([4.0, 2.0]))
+    assert both.state.tolist() == [5.0, 2.0]
+
+
+def test_a_gradient_that_vanishes_over_the_layers():
+    model = layers.Sequential(
+        [layer for _ in range(12) for layer in (layers.Dense(6, 6, rng=rng()), layers.Activation("sigmoid"))]
+    )
+    found = watch(model, flat(), lambda n: rng(n).standard_normal((20, 6)).astype(np.float32)).verdicts()
+    assert "0.weight" in [verdict.where for verdict in found if verdict.name == "vanishing gradient"]
+
+
+def test_a_level_loss_that_explains_nothing_counts_as_not_falling():
+    def outputs(right):
+        return lambda n: rng(n).standard_normal((20, 1)) if right else 0.5 * rng(n + 999).standard_normal((20, 1))
+
+    losses = np.concatenate([np.geomspace(9.0, 1.0, 10), np.ones(N - 10)])
+    found = {}
+    for right in (True, False):
+        monitor = run(
+            losses,
+            steps=over_time(1e-9, 1.0),
+            outputs=outputs(right),
+            targets=lambda n: rng(n).standard_normal((20, 1)),
+        )
+        found[right] = names(monitor)
+    assert found == {True: [], False: ["vanishing gradient"]}
+
+
+def test_the_last_layer_may_saturate():
+    model = layers.Sequential([layers.Dense(3, 2, rng=rng()), layers.Activation("sigmoid")])
+    model.parameters()["0.bias"][...] = 50.0
+    found = names(watch(model, flat(), lambda n: rng(n).standard_normal((9, 3)).astype(np.float32)))
+    assert "saturated units" not in found
+    hidden = layers.Sequential([*model.layers, layers.Dense(2, 1, rng=rng())])
+    found = names(watch(hidden, flat(), lambda n: rng(n).standard_normal((9, 3)).astype(np.float32)))
+    assert "saturated units" in found
+
+
+# --------------------------------------------------------------------------------------------------------- what comes
+def test_bad_gradients_are_named_in_the_order_of_backward():
+    monitor, w = health.Monitor(), np.ones((2, 3))
+    bad = np.full((2, 3), np.nan)
+    monitor.observe(1.0, parameters={"first": w, "last": w}, gradients={"first": bad, "last": bad})
+    (verdict,) = monitor.verdicts()
+    assert verdict.where == "the gradient of last"
+
+
+def test_a_negative_loss_that_falls_is_not_stuck():
+    assert names(run(np.linspace(-2.0, -5.0, N), steps=over_time(1e-9, 1.0))) == []
+
+
+def test_rows_of_one_number_may_be_equal():
+    monitor, w = health.Monitor(), np.round(rng().standard_normal((64, 1)), 1)
+    for loss in falling(10):
+        monitor.observe(loss, parameters={"w": w}, gradients={"w": np.ones_like(w)})
+        w = w - 0.1
+    assert names(monitor) == []
+
+
+def test_lists_and_nothing_at_all():
+    monitor = health.Monitor()
+    monitor.observe(
+        1.0, parameters={"w": [[1.0, 2.0]], "none": np.ones((0, 2))}, gradients={"w": [[0.1, 0.2]]},
+        units={"h": np.ones((0, 4))}, steps={"rnn": np.ones(0)}, outputs=np.ones((0, 1)), targets=np.ones((0, 1)),
+    )  # fmt: skip
+    monitor.look("list", [1.0, 2.0])
+    (observation,) = monitor.observations
+    assert observation.parameters["w"].gradient == pytest.approx(np.hypot(0.1, 0.2))
+    assert (observation.units, observation.steps, observation.outputs) == ({}, {}, None)
+    assert monitor.report()
+
+
+def test_complex_numbers_have_a_norm_too():
+    monitor = health.Monitor()
+    monitor.observe(1.0, parameters={"w": np.array([3.0 + 4.0j])})
+    assert monitor.observations[-1].parameters["w"].norm == pytest.approx(5.0)
+
+
+def test_the_plot_shows_what_was_observed(tmp_path):
+    pictures = []
+    for last in (1e-3, 1e-8):
+        run(falling(), steps=over_time(last, 1.0)).plot(tmp_path / "p.png")
+        pictures.append((tmp_path / "p.png").read_bytes())
+    assert pictures[0] != pictures[1]

@@ -1,7 +1,7 @@
 """What counts as sick, in one place. docs/health.md has what they cost in misses and false alarms.
 
-They were chosen on runs of their own (examples/cases and the tests), mended once by a first study of runs that nobody had
-looked at, and then frozen: the table of hits and misses that counts is of a second set, made by someone else.
+They were chosen on runs of their own (examples/cases and the tests), mended once by a first study of runs that nobody
+had looked at, and then frozen: the table of hits and misses that counts is of a second set, made by someone else.
 """
 
 from __future__ import annotations
