@@ -1,6 +1,6 @@
 """How often fusecell.health errs: runs, healthy and sick, and what it says of each.
 
-    python bench/health_study.py [--set first|second|both] [--only NAME ...] [--json FILE] [--read FILE] [--page]
+    python bench/health_study.py [--set first|second|both] [--only NAME ...] [--json FILE] [--read FILE ...] [--page]
 
 The first set (study_healthy.py, study_sick.py, study_torch.py) was written with the rules in view, so that near misses
 are near, and without a look at what the doctor says of them; the rules were then mended by what it found, so that it
@@ -200,8 +200,9 @@ def page(rows: Sequence[Row]) -> str:
     return (
         "How often it errs (`python bench/health_study.py`): sick is what does worse on new examples than its cured "
         "twin, healthy what\nreaches a score set beforehand; near misses are among both.\n\n"
-        f"Held out, thresholds of commit {commit}{changed}: runs whose writer has not read the rules, nor seen a "
-        "verdict on them; he had this\npage, with the errors of the first set, which the rules were mended by. "
+        f"Held out, thresholds of commit {commit}{changed}: runs whose writer has not read the rules, nor seen what is "
+        "said of a run, but had the\ntable above in view, and the first set with its errors, by which the rules had "
+        "been mended. "
         f"{_said_first(second)}\n\n{tables(second)}\n"
         "The first set, as it was when it was held out (thresholds of commit e07af95; its writer had the rules in "
         f"view):\n\n{lined(HEADS, FIRST_WHEN_HELD_OUT)}\n"
@@ -220,8 +221,8 @@ def _git(*words: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- the start
-def _read(path: Path) -> list[Row]:
-    return [Row(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+def _read(paths: Sequence[Path]) -> list[Row]:
+    return [Row(**fields) for path in paths for fields in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", choices=(*SETS, "both"), default="both", help="which runs")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="these runs alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run, its scores and verdicts")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="what --json kept, in place of running")
+    parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="what --json kept, in place of running")
     parser.add_argument("--page", action="store_true", help="renew the tables in docs/health.md")
     arguments = parser.parse_args(argv)
     chosen = tuple(SETS) if arguments.set == "both" else (arguments.set,)

@@ -60,6 +60,16 @@ def test_the_confusion_table_and_the_errors(bench):
     assert [r.name for r in rows if r.errs] == ["alarmed", "mistaken", "missed"]
     assert "| `mistaken` | what it is | saturated units | not yet explained |" in text
     assert "| `allowed` | what it is | nothing |" in text
+    assert "allowed" not in bench.tables(rows, unruled=False)
+
+
+def test_what_was_kept_is_read_back(bench, tmp_path, capsys):
+    name = "gate_left_shut"
+    assert bench.main(["--only", name, "--set", "first", "--json", str(tmp_path / "a.json")]) == 0
+    ran = capsys.readouterr().out
+    assert bench.main(["--set", "first", "--read", str(tmp_path / "a.json")]) == 0
+    assert capsys.readouterr().out == ran
+    assert "| sick | 1 |" in ran
 
 
 def test_every_right_verdict_is_one_that_the_doctor_knows(bench):
