@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusecell import health
+from fusecell import health, layers
 from fusecell.health import _readings as readings
 
 N = 60  # iterations
@@ -71,7 +71,7 @@ def test_vanishing():
 
 
 def test_exploding_over_the_steps():
-    (verdict,) = run(falling(), steps=over_time(1e5, 1.0)).verdicts()
+    (verdict,) = run(flat(), steps=over_time(1e5, 1.0)).verdicts()
     assert (verdict.name, verdict.where) == ("exploding gradient", "rnn")
 
 
@@ -161,6 +161,30 @@ def test_a_last_layer_that_starts_at_zero_is_not_symmetric():
     assert names(monitor) == []
 
 
+def test_outputs_that_never_occur_stay_equal_and_harm_nothing():
+    monitor, hidden, last = health.Monitor(), rng().standard_normal((5, 3)), np.zeros((8, 5))
+    for n, loss in enumerate(falling()):
+        gradient = np.zeros_like(last)
+        gradient[:3] = rng(n).standard_normal((3, 5))
+        own = rng(n).standard_normal(hidden.shape)
+        monitor.observe(loss, parameters={"hidden": hidden, "last": last}, gradients={"hidden": own, "last": gradient})
+        hidden -= 1e-3 * own
+        last -= 1e-3 * gradient
+    assert names(monitor) == []
+
+
+def test_hidden_units_that_are_one_are_told_though_the_loss_falls():
+    monitor, hidden, last = health.Monitor(), np.ones((5, 3)), rng().standard_normal((2, 5))
+    for n, loss in enumerate(falling()):
+        own = rng(n).standard_normal(last.shape)
+        arrays = {"hidden": hidden, "last": last}
+        monitor.observe(loss, parameters=arrays, gradients={"hidden": np.ones_like(hidden), "last": own})
+        hidden -= 1e-3
+        last -= 1e-3 * own
+    (verdict,) = monitor.verdicts()
+    assert (verdict.name, verdict.where) == ("symmetric units", "hidden")
+
+
 def test_a_parameter_without_a_gradient():
     monitor, w, b = health.Monitor(), rng().standard_normal((4, 3)), np.ones(4)
     for n, loss in enumerate(falling()):
@@ -179,6 +203,16 @@ def test_a_parameter_that_is_not_updated():
         w -= 1e-3 * gradient
     (verdict,) = monitor.verdicts()
     assert (verdict.name, verdict.where) == ("parameter is not updated", "b")
+
+
+def test_a_parameter_that_is_frozen_on_purpose():
+    for frozen, found in (((), ["parameter is not updated"]), (("b",), [])):
+        monitor, w, b = health.Monitor(frozen=frozen), rng().standard_normal((4, 3)), np.ones(4)
+        for n, loss in enumerate(falling()):
+            gradient = rng(n).standard_normal((4, 3))
+            monitor.observe(loss, parameters={"w": w, "b": b}, gradients={"w": gradient, "b": np.ones(4)})
+            w -= 1e-3 * gradient
+        assert names(monitor) == found
 
 
 @pytest.mark.parametrize(("factor", "name"), [(1 + 1e-9, "updates too small"), (-1.0, "updates too large")])
@@ -202,6 +236,15 @@ def test_dead_units():
     (verdict,) = run(falling(), units=lambda n: {"hidden": y}).verdicts()
     assert (verdict.name, verdict.where) == ("dead units", "hidden")
     assert "90 %" in verdict.words
+
+
+def test_units_that_take_turns_are_not_dead():
+    def one_example(n):
+        y = np.zeros((1, 10))
+        y[0, n % 10] = 1.0
+        return {"hidden": y}
+
+    assert names(run(falling(), units=one_example)) == []
 
 
 @pytest.mark.parametrize(("dead", "losses", "found"), [(6, flat(), True), (6, falling(), False), (3, flat(), False)])
@@ -234,6 +277,17 @@ def test_a_first_update_that_ruins_everything_is_no_loss_that_falls():
     assert names(run(losses, units=ruined, bounds=lambda n: {"hidden": (0, 1)})) == []
 
 
+def test_a_loss_that_grows_with_its_targets():
+    def targets(n):
+        return (1 + n) * rng(n).standard_normal((20, 1))
+
+    losses = 0.1 * (1 + np.arange(N)) ** 2.0
+    found = {}
+    for right in (0.9, 0.1):
+        found[right] = names(run(losses, outputs=lambda n, r=right: r * targets(n), targets=targets))
+    assert found == {0.9: [], 0.1: ["updates too large"]}
+
+
 # ------------------------------------------------------------------------------------------------- outputs and targets
 def labels(n):
     return rng(n).integers(0, 4, 20)
@@ -248,7 +302,7 @@ def labels(n):
     ],
 )
 def test_what_goes_into_a_softmax(make, name):
-    found = run(falling(), outputs=lambda n: make(rng(n).standard_normal((20, 4))), targets=labels).verdicts()
+    found = run(flat(), outputs=lambda n: make(rng(n).standard_normal((20, 4))), targets=labels).verdicts()
     assert [v.name for v in found] == [name]
 
 
@@ -259,6 +313,17 @@ def test_logits_may_go_into_a_softmax():
 def test_a_constant_output():
     monitor = run(flat(), outputs=lambda n: np.full((20, 1), 0.3), targets=lambda n: rng(n).standard_normal((20, 1)))
     assert names(monitor) == ["constant output"]
+
+
+@pytest.mark.parametrize(("spread", "found"), [(0.02, ["constant output"]), (0.3, [])])
+def test_an_output_that_hardly_moves(spread, found):
+    def targets(n):
+        return rng(n).standard_normal((200, 1))
+
+    assert (
+        names(run(flat(), outputs=lambda n: 0.1 + spread * rng(n + 99).standard_normal((200, 1)), targets=targets))
+        == found
+    )
 
 
 def test_one_example_at_a_time_is_enough_to_see_a_constant_output():
@@ -352,6 +417,34 @@ def test_units_of_images_are_their_channels():
     y[:, :, 0] = rng().random((2, 3, 4, 4))
     read = readings.read_units(y, readings.unit_axis(y), None)
     assert (read.units, read.examples, read.dead) == (5, 96, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("size", "pressed", "found"), [(100.0, True, ["bounded output"]), (100.0, False, []), (0.5, True, [])]
+)
+def test_targets_out_of_reach(size, pressed, found):
+    """Beyond what tanh units and these weights allow; where the outputs do not press against it, it may be noise."""
+    model = layers.Sequential([layers.Activation("tanh"), layers.Dense(4, 1, rng=rng())])
+    model.parameters()["1.weight"][...] = 0.5
+    monitor = health.Monitor(model)
+    for n, loss in enumerate(falling()):
+        x = rng(n).standard_normal((30, 4)).astype(np.float32)
+        y = model.forward(x * (100 if pressed else 0.01))
+        model.backward(np.ones_like(y))
+        monitor.observe(loss, outputs=y, targets=(size * rng(n).standard_normal(y.shape)).astype(np.float32))
+        model.parameters()["1.bias"][...] += 1e-4
+    assert [name for name in names(monitor) if name == "bounded output"] == found
+
+
+def test_a_bounded_last_activation_is_a_reach():
+    model = layers.Sequential([layers.Dense(3, 1, rng=rng()), layers.Activation("sigmoid")])
+    monitor = health.Monitor(model)
+    for n, loss in enumerate(falling()):
+        x = 10 * rng(n).standard_normal((30, 3)).astype(np.float32)
+        y = model.forward(x)
+        model.backward(np.ones_like(y))
+        monitor.observe(loss, outputs=y, targets=np.float32(3.0) * np.sign(x[:, :1]))
+    assert "bounded output" in names(monitor)
 
 
 def test_output_bounds():

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from fusecell import ops
 from fusecell._typing import Array
 from fusecell.health._reach import output_bounds
-from fusecell.health._readings import Bounds, StepReading, UnitReading, read_steps, read_units, unit_axis
+from fusecell.health._readings import Bounds, Recurrent, StepReading, UnitReading, read_steps, read_units, unit_axis
 from fusecell.layers import Activation, ConvLSTM2D, Dense, SimpleRNN
 from fusecell.layers.activation import bounds
 from fusecell.layers.base import Composite, Layer
-
-Recurrent = tuple[Array, tuple[int, int] | None]
-"""A recurrent weight, and the image that it is convolved with; None for a matrix."""
 
 
 class LayerSource:
@@ -23,16 +20,18 @@ class LayerSource:
         self._model = model
         self._leaves = dict(_leaves("", model))
         self._recurrent = {n: l for n, l in self._leaves.items() if isinstance(l, (ConvLSTM2D, SimpleRNN))}
-        for layer in self._recurrent.values():
-            layer.watched = True
+        self._watched_before = {name: layer.watched for name, layer in self._recurrent.items()}
+        self.prepare(True)
 
     def detach(self) -> None:
-        """The backward kernels sum nothing any more."""
-        for layer in self._recurrent.values():
-            layer.watched = False
+        """The backward kernels sum, or not, as before."""
+        for name, layer in self._recurrent.items():
+            layer.watched = self._watched_before[name]
 
     def prepare(self, reads: bool) -> None:
-        """Nothing: what a layer keeps is read after its backward."""
+        """Whether the backward kernels sum; all else is kept by the layers and read after their backward."""
+        for layer in self._recurrent.values():
+            layer.watched = reads
 
     def parameters(self) -> dict[str, Array]:
         """The live arrays."""
@@ -47,7 +46,8 @@ class LayerSource:
         readings = {}
         for name, layer in self._leaves.items():
             for part, y in layer.activity().items():
-                readings[_join(name, part)] = read_units(y, unit_axis(y), _bounds(layer))
+                if y.size:
+                    readings[_join(name, part)] = read_units(y, unit_axis(y), _bounds(layer))
         return readings
 
     def steps(self) -> dict[str, StepReading]:
@@ -57,7 +57,7 @@ class LayerSource:
             columns = ops.STEP_STATISTICS if isinstance(layer, ConvLSTM2D) else ops.RNN_STEP_STATISTICS
             for cell, sums in layer.step_statistics.items():
                 readings[_join(name, cell)] = read_steps(sums, columns, cell.endswith("_reverse"))
-        return readings
+        return {name: step for name, step in readings.items() if len(step.dh)}
 
     def recurrent(self) -> dict[str, Recurrent]:
         """The recurrent weights of every layer and direction."""
@@ -66,12 +66,14 @@ class LayerSource:
             image = next((y.shape[-2:] for y in layer.activity().values() if y.ndim >= 4), None)
             for key, weight in layer.parameters().items():
                 if key.startswith("weight_hh"):
-                    found[_join(name, key.removeprefix("weight_hh_"))] = weight, image
+                    found[_join(name, key.removeprefix("weight_hh_"))] = weight, 1 if image is None else 4, image
         return found
 
     def reach(self) -> Bounds | None:
-        """Between which values the outputs must lie, if the last layer is linear on bounded units."""
+        """Within what outputs must lie: of a bounded last activation, or of a linear layer on bounded units."""
         *_, before, last = [None, None, *self._leaves.values()]
+        if isinstance(last, Activation):
+            return bounds(last.name)
         known = None if before is None else _bounds(before)
         if not isinstance(last, Dense) or known is None:
             return None

@@ -11,9 +11,12 @@ import numpy as np
 
 from fusecell._typing import Array
 from fusecell.health import _arrays
-from fusecell.health._thresholds import EDGE
+from fusecell.health._thresholds import EDGE, PRESSED
 
 Bounds = tuple[float, float]
+
+Recurrent = tuple[Array, int, tuple[int, ...] | None]
+"""A recurrent weight, its gates, and the image that it is convolved with; None for a matrix."""
 
 _MOST_VALUES = 1 << 14  # of a layer's output that are looked at: enough for shares to a per cent
 _EXAMPLES = 256  # that are looked at even so, and by which twins among units are told apart
@@ -47,7 +50,7 @@ class UnitReading:
 
     units: int
     examples: int
-    dead: float
+    zero: Array  # [units]: 0 for every example
     same: float  # one value for every example
     twins: float  # equal to another unit for every example
     saturated: float | None  # None: without bounds
@@ -55,6 +58,11 @@ class UnitReading:
     high: float
     smallest: float  # magnitude above 0
     bad: Bad | None = None
+
+    @property
+    def dead(self) -> float:
+        """Share of the units that give 0 for every example of this step."""
+        return float(np.mean(self.zero))
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class StepReading:
     saturated: Mapping[str, Array] = field(default_factory=dict)  # gate: share
     bad: Array | None = None  # how many of dh and dc are not finite
     reverse: bool = False
+
+    @property
+    def span(self) -> str:
+        """The way that the gradient goes, in words."""
+        return f"from step 1 to {len(self.dh)}" if self.reverse else f"from step {len(self.dh)} to 1"
 
     @property
     def state(self) -> Array:
@@ -83,14 +96,14 @@ class OutputReading:
     high: float
     zeros: float  # share that is exactly 0
     sums_to_one: bool  # over classes, every example
-    labels: bool  # integer targets
+    classes: int  # if the targets are their numbers, else 0
     examples: int
     mean: Array = field(default_factory=lambda: np.zeros(0))  # of each output, over examples
     square: Array = field(default_factory=lambda: np.zeros(0))
     target_mean: Array = field(default_factory=lambda: np.zeros(0))
     target_square: Array = field(default_factory=lambda: np.zeros(0))
     error: float = 0.0  # mean square, all outputs
-    beyond: float = 0.0  # share of the targets outside `reach`
+    beyond: float = 0.0  # share of the targets outside `reach`, on the sides on which the outputs press against it
     reach: Bounds | None = None  # what the last layer can give at all
 
 
@@ -118,7 +131,9 @@ def read_parameter(value: Any, gradient: Any | None, *, look_for_twins: bool) ->
     size, matrix = _arrays.norm(value), value.ndim >= 2
     own = None if gradient is None else _arrays.norm(gradient)
     bad = _bad(value, size) or (None if own is None else _bad(gradient, own))
-    twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1)) if look_for_twins and matrix else None
+    twins = None
+    if look_for_twins and matrix and value.shape[0] and len(value[0].reshape(-1)) > 1:  # numbers of 16 bits do collide
+        twins = twin_share(_arrays.to_numpy(value).reshape(value.shape[0], -1))
     return ParameterReading(size, own, value.shape[0] if value.ndim else 1, twins, None, matrix, bad)
 
 
@@ -149,7 +164,7 @@ def read_units(y: Any, axis: int, bounds: Bounds | None) -> UnitReading:
     return UnitReading(
         units=values.shape[1],
         examples=len(values),
-        dead=float(np.mean((top == 0) & (bottom == 0))),
+        zero=(top == 0) & (bottom == 0),
         same=float(np.mean(top - bottom <= 1e-6 * np.maximum(np.abs(top), np.abs(bottom)))),
         twins=twin_share(finite[:_EXAMPLES].T),
         saturated=saturated,
@@ -178,9 +193,10 @@ def unit_axis(y: Any) -> int:
 
 
 def read_steps(statistics: Array, names: tuple[str, ...], reverse: bool) -> StepReading:
-    """Of what a fused backward kernel summed, [T, columns]."""
-    column = dict(zip(names, np.asarray(statistics, np.float64).T, strict=True))
-    count = np.maximum(column["count"], 1.0)
+    """Of what a fused backward kernel summed, [T, columns]; steps that all samples are too short for are left out."""
+    sums = np.asarray(_arrays.to_numpy(statistics), np.float64)
+    column = dict(zip(names, sums[sums[:, 0] > 0].T, strict=True))
+    count = column["count"]
     saturated = {name.rpartition("_")[2]: column[name] / count for name in names if name.startswith("saturated_")}
     if "saturated" in column:
         saturated = {"h": column["saturated"] / count}
@@ -195,24 +211,29 @@ def read_steps(statistics: Array, names: tuple[str, ...], reverse: bool) -> Step
 
 
 def read_outputs(outputs: Any, targets: Any | None, reach: Bounds | None) -> OutputReading:
-    """Of what goes into the loss. targets: integers for classes, or numbers of the outputs' shape."""
+    """Of what goes into the loss. targets: integers for classes, or numbers of the outputs' shape.
+
+    Raises ValueError for numbers of another shape: NumPy and torch would make every output meet every target.
+    """
     y = _arrays.to_numpy(outputs)
     t = None if targets is None else _arrays.to_numpy(targets)
-    labels = t is not None and t.dtype.kind in "iu" and t.shape != y.shape
-    of_class = y.sum(axis=1) if labels and y.ndim >= 2 else np.zeros(1)
+    labels = t is not None and t.dtype.kind in "iu" and t.shape != y.shape and y.ndim >= 2 and y.shape[1] > 1
+    of_class = y.sum(axis=1) if labels else np.zeros(1)
+    if t is not None and t.dtype.kind == "f" and t.shape != y.shape:
+        raise ValueError(f"targets: expected the outputs' shape {y.shape}, or class numbers, got {t.shape}")
     summary: dict[str, Any] = {
         "low": float(y.min()),
         "high": float(y.max()),
         "zeros": float(np.mean(y == 0)),
         "sums_to_one": bool(np.all(np.abs(of_class - 1) < 1e-4)),
-        "labels": labels,
+        "classes": y.shape[1] if labels else 0,
         "examples": len(y) if y.ndim else 1,
     }
     if t is None or labels or t.shape != y.shape:
         return OutputReading(**summary)
     units = y.shape[-1] if y.ndim == 2 else 1
     ys, ts = y.reshape(-1, units).astype(np.float64), t.reshape(-1, units).astype(np.float64)
-    beyond = 0.0 if reach is None else float(np.mean((ts < reach[0]) | (ts > reach[1])))
+    beyond = 0.0 if reach is None else _share_beyond(ts, reach, summary["low"], summary["high"])
     return OutputReading(
         **summary,
         mean=ys.mean(axis=0),
@@ -223,3 +244,10 @@ def read_outputs(outputs: Any, targets: Any | None, reach: Bounds | None) -> Out
         beyond=beyond,
         reach=reach,
     )
+
+
+def _share_beyond(targets: Array, reach: Bounds, low: float, high: float) -> float:
+    margin = PRESSED * (reach[1] - reach[0])
+    below = np.mean(targets < reach[0]) if low <= reach[0] + margin else 0.0
+    above = np.mean(targets > reach[1]) if high >= reach[1] - margin else 0.0
+    return float(below + above)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from fusecell._typing import Array
-from fusecell.health._readings import Observation, StepReading, UnitReading
+from fusecell.health._readings import Observation, Recurrent, StepReading, UnitReading
 from fusecell.health._spectrum import largest_singular_value
 from fusecell.health._verdicts import Run, Verdict
 
@@ -16,15 +15,16 @@ _MOST_ROWS = 12
 _GATE = "ifgo"
 
 
-def text(run: Run, verdicts: Sequence[Verdict], recurrent: Mapping[str, Any]) -> str:
-    """The whole of it. recurrent: name to (weight, image size or None)."""
+def text(run: Run, verdicts: Sequence[Verdict], recurrent: Mapping[str, Recurrent], modelled: bool) -> str:
+    """The whole of it. modelled: whether a model is watched, or arrays alone."""
     if not run.observations:
         return "nothing observed: call monitor.observe(loss) in every training step, after backward"
     last = run.observations[-1]
     parts = [
         _heading(run),
         _table(("parameter", "norm", "gradient", "update"), _parameter_rows(run.recent)),
-        _table(("units of", "number", "dead", "same", "saturated", "from", "to"), _unit_rows(last.units)),
+        _table(("units of", "number", "dead", "same", "saturated", "from", "to"), _unit_rows(last.units))
+        or ("no layer's output was seen: a compiled model shows none" if modelled else ""),
         "\n".join(_step_lines(last.steps, recurrent)),
         "\n".join(str(v) for v in verdicts) if verdicts else "nothing wrong was found",
     ]
@@ -57,7 +57,7 @@ def _unit_rows(units: Mapping[str, UnitReading]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def _step_lines(steps: Mapping[str, StepReading], recurrent: Mapping[str, Any]) -> list[str]:
+def _step_lines(steps: Mapping[str, StepReading], recurrent: Mapping[str, Recurrent]) -> list[str]:
     lines = []
     for name, step in steps.items():
         count = len(step.dh)
@@ -79,15 +79,12 @@ def _product(forget: Array) -> str:
     return f"{np.exp(np.sum(np.log(np.maximum(forget, 1e-30)))):.1e}"
 
 
-def _spectrum(weight: Array, image: tuple[int, int] | None) -> str:
-    if weight.ndim == 2:
-        rows, columns = weight.shape
-        of_gates = [largest_singular_value(w) for w in np.split(weight, rows // columns)]
-        said = ", ".join(f"{s:.3g}" for s in of_gates)
-        return f"largest singular value of the recurrent matrix{'' if len(of_gates) == 1 else ', by gate'} {said}"
-    gates = largest_singular_value(weight, image, gates=4)
-    said = ", ".join(f"{g} {s:.3g}" for g, s in zip(_GATE, gates, strict=True))
-    return f"largest singular value of the recurrent convolution {said}"
+def _spectrum(weight: Array, gates: int, image: tuple[int, ...] | None) -> str:
+    values = largest_singular_value(weight, None if image is None else (image[0], image[1]), gates=gates)
+    what = "matrix" if weight.ndim == 2 else "convolution"
+    named = zip(_GATE, values, strict=True) if gates == len(_GATE) else (("", value) for value in values)
+    said = ", ".join(f"{gate} {value:.3g}".strip() for gate, value in named)
+    return f"largest singular value of the recurrent {what} {said}"
 
 
 def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

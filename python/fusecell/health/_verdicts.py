@@ -36,6 +36,7 @@ class Run:
 
     observations: Sequence[Observation]
     last_units: str = ""  # the layer whose units are the output
+    frozen: Sequence[str] = ()  # how the names of parameters begin that are not to be updated
 
     @property
     def recent(self) -> Sequence[Observation]:
@@ -55,7 +56,7 @@ class Run:
     def ends(self) -> tuple[float, float, float]:
         """The loss at first, half-way, and of late: medians."""
         losses = self.losses()
-        tenth, fifth, middle = max(3, len(losses) // 10), max(3, len(losses) // 5), len(losses) // 2
+        tenth, fifth, middle = max(5, len(losses) // 10), max(5, len(losses) // 5), len(losses) // 2
         start = max(0, middle - fifth // 2)
         return (
             float(np.median(losses[: min(tenth, 10)])),
@@ -72,11 +73,18 @@ class Run:
             return False
         losses = self.losses()
         first, middle, last = self.ends()
-        if (first > 0 and last > at.FALLEN * first) or losses[0] < at.RUINED * losses[-(len(losses) // 5) :].min():
+        if (first > 0 and last > at.FALLEN * first) or 0 < losses[0] < at.RUINED * losses[-(len(losses) // 5) :].min():
             return True
         flat = middle > 0 and last > at.FLAT * middle
         unexplained = self.unexplained()
         return flat and unexplained is not None and unexplained > at.UNEXPLAINED
+
+    def falls(self) -> bool:
+        """Enough was seen, and the loss is well below what it was at first."""
+        if not self.enough:
+            return False
+        first, _, last = self.ends()
+        return first > 0 and last < at.FALLEN * first
 
     def unexplained(self) -> float | None:
         """Of late, the squared error over the targets' variance. None: targets that are no numbers, or not given."""
@@ -95,7 +103,7 @@ def verdicts_of(run: Run) -> list[Verdict]:
     if not run.observations:
         return []
     rules = (
-        not_finite, exploding, vanishing, vanishing_by_layer, no_gradient, symmetric, softmax_of_activations,
+        not_finite, exploding, vanishing, vanishing_by_layer, symmetric, no_gradient, softmax_of_activations,
         bounded_output, saturated_gates, penalty, units, constant_output, updates, diverging,
     )  # fmt: skip
     found = [verdict for rule in rules for verdict in rule(run)]
@@ -107,10 +115,11 @@ def verdicts_of(run: Run) -> list[Verdict]:
 # ------------------------------------------------------------------------------------------------ what is not a number
 def not_finite(run: Run) -> Iterator[Verdict]:
     """The first NaN or infinity in the order of computation: units, loss, steps from the last, parameters."""
-    for observation in run.observations:
+    for n, observation in enumerate(run.observations):
         found = next(_bad_places(observation), None)
-        if found is None:
-            continue
+        later = run.observations[n + 1 :]
+        if found is None or any(next(_bad_places(o), None) is None for o in later):  # a step that was left out, as by
+            continue  # torch's GradScaler, and did no harm
         where, bad = found
         of_step = "" if bad.step is None else f" at time step {bad.step}"
         place = "" if bad.place is None else f", the first at {list(bad.place)}"
@@ -126,16 +135,18 @@ def _bad_places(observation: Observation) -> Iterator[tuple[str, Bad]]:
             yield f"the output of {name or 'the network'}", unit.bad
     if observation.loss is not None and not np.isfinite(observation.loss):
         yield "the loss", Bad(1)
-    for name, step in observation.steps.items():
+    for name, step in reversed(observation.steps.items()):  # backward: from the last layer to the first
         bad = np.zeros(0) if step.bad is None else np.asarray(step.bad)
         if bad.any():  # backward goes from the last step of the direction to its first
             order = range(len(bad)) if step.reverse else range(len(bad) - 1, -1, -1)
             t = next(t for t in order if bad[t])
             yield f"the gradient of {name or 'the state'}", Bad(int(bad[t]), None, t)
     for name, parameter in observation.parameters.items():
+        if parameter.bad and not np.isfinite(parameter.norm):
+            yield name, parameter.bad
+    for name, parameter in reversed(observation.parameters.items()):
         if parameter.bad:
-            of = "the gradient of " if np.isfinite(parameter.norm) else ""
-            yield f"{of}{name}", parameter.bad
+            yield f"the gradient of {name}", parameter.bad
 
 
 def _before(run: Run, bad: Observation) -> str:
@@ -154,10 +165,10 @@ def exploding(run: Run) -> Iterator[Verdict]:
     """The gradient grows from the last step to the first, or jumps and leaves the loss higher."""
     for name in _cells(run):
         growth = _median(_of_steps(run, name, _growth))
-        if growth is not None and growth > at.GROWS:
-            steps = len(_last(run, name).dh)
+        if growth is not None and growth > at.GROWS and not run.falls():  # it may be that the loss is at early steps
+            span = _last(run, name).span
             yield Verdict(
-                "exploding gradient", name, f"it grows {growth:.0e}-fold from step {steps} to 1",
+                "exploding gradient", name, f"it grows {growth:.0e}-fold {span}",
                 "clip by norm, initialise the recurrent weights orthogonally, or truncate",
             )  # fmt: skip
             return
@@ -190,9 +201,7 @@ def vanishing(run: Run) -> Iterator[Verdict]:
         remedy = "orthogonal recurrent weights, a gated cell (LSTM), or a loss at more steps"
         if last.forget is not None:
             remedy = "a forget bias of 1 or more, orthogonal initialisation, or a loss at more steps"
-        yield Verdict(
-            "vanishing gradient", name, f"it shrinks {factor} from step {len(last.dh)} to 1{said}", f"try {remedy}"
-        )
+        yield Verdict("vanishing gradient", name, f"it shrinks {factor} {last.span}{said}", f"try {remedy}")
 
 
 def _growth(step: StepReading) -> float | None:
@@ -235,9 +244,11 @@ def no_gradient(run: Run) -> Iterator[Verdict]:
     """A gradient that is exactly 0 all the time."""
     if len(run.observations) < at.FEW:
         return
+    steps = [len(step.dh) for step in run.observations[-1].steps.values()]
     silent = [
         name for name, p in run.observations[-1].parameters.items()
         if p.gradient == 0 and all(_gradient(o, name) == 0 for o in run.recent)
+        and not (steps and max(steps) == 1 and "weight_hh" in name)  # one step from a state of 0
     ]  # fmt: skip
     if silent:
         others = [n for n in run.observations[-1].parameters if n not in silent]
@@ -256,6 +267,8 @@ def symmetric(run: Run) -> Iterator[Verdict]:
         looked = [p.twins for o in run.observations if (p := o.parameters.get(name)) and p.twins is not None]
         if parameter.gradient is None or parameter.rows < 2 or len(looked) < 2 or min(looked[-2:]) < at.TWINS:
             continue
+        if name == _last_matrix(run) and run.falls():  # outputs that never occur stay equal and harm nothing
+            continue
         zero = " (all are 0)" if parameter.norm == 0 else ""
         yield Verdict(
             "symmetric units", name, f"{100 * looked[-1]:.0f} % of its {parameter.rows} rows equal another{zero}: "
@@ -272,8 +285,8 @@ def units(run: Run) -> Iterator[Verdict]:
     for name in run.observations[-1].units:
         if name == run.last_units:
             continue
-        dead = _median(_of_units(run, name, "dead"))
-        if dead is not None and (dead >= at.DEAD or (stuck and dead >= at.DEAD_AND_STUCK)):
+        dead = _dead(run, name)
+        if dead >= at.DEAD or (stuck and dead >= at.DEAD_AND_STUCK):
             yield Verdict(
                 "dead units", name, f"{100 * dead:.0f} % of its units give 0 for every example and get no gradient",
                 "lower the learning rate, use leaky_relu, or start with smaller weights and a small positive bias",
@@ -307,7 +320,7 @@ def saturated_gates(run: Run) -> Iterator[Verdict]:
 # ------------------------------------------------------------------------------------------------ outputs and the loss
 def softmax_of_activations(run: Run) -> Iterator[Verdict]:
     """What goes into a softmax has been through an activation."""
-    read = [o.outputs for o in run.observations if o.outputs is not None and o.outputs.labels]
+    read = [o.outputs for o in run.observations if o.outputs is not None and o.outputs.classes]
     if len(read) < at.FEW:
         return
     low, high = min(r.low for r in read), max(r.high for r in read)
@@ -316,11 +329,12 @@ def softmax_of_activations(run: Run) -> Iterator[Verdict]:
             "relu before softmax", "the output", "nothing below 0 and many exact zeros go into a softmax: a class "
             "below 0 gets no gradient", "leave the last layer linear",
         )  # fmt: skip
-    elif low >= 0 and high <= 1:
+    elif low >= 0 and high <= 1 and not _below_floor(run, read[-1].classes):
         twice = all(r.sums_to_one for r in read)
         yield Verdict(
             "sigmoid before softmax", "the output", f"all values lie from {low:.2g} to {high:.2g}"
-            f"{' and add up to 1: a softmax of a softmax' if twice else ''}: the loss cannot come near 0",
+            f"{' and add up to 1: a softmax of a softmax' if twice else ''}: the loss stays above "
+            f"{_floor(read[-1].classes):.2f}",
             "leave the last layer linear, or use binary_cross_entropy_with_logits",
         )  # fmt: skip
 
@@ -382,6 +396,17 @@ def penalty(run: Run) -> Iterator[Verdict]:
         )  # fmt: skip
 
 
+def _floor(classes: int) -> float:
+    """The least cross entropy of a softmax of values in 0 to 1: ln(1 + (K - 1) / e)."""
+    return float(np.log(1 + (classes - 1) / np.e))
+
+
+def _below_floor(run: Run, classes: int) -> bool:
+    """The loss is lower than a softmax of these outputs could be: they are probabilities, and no softmax follows."""
+    losses = run.losses()
+    return bool(len(losses)) and float(np.median(losses[-at.FEW :])) < _floor(classes)
+
+
 # ------------------------------------------------------------------------------------------------------------ updates
 def updates(run: Run) -> Iterator[Verdict]:
     """Parameters that are left out, and steps that are far too small or too large."""
@@ -389,18 +414,19 @@ def updates(run: Run) -> Iterator[Verdict]:
     if len(known) < at.FEW:
         return
     recent = known[-len(run.recent) :]
-    moved = {n: _median([p.update for o in recent if (p := o.parameters.get(n)) and p.update is not None])
-             for n in recent[-1].parameters}  # fmt: skip
+    moved = {name: _usual_update(recent, name) for name in recent[-1].parameters}
     still = [
-        n for n in moved if all((p := o.parameters.get(n)) and p.update == 0 and (p.gradient or 0) > 0 for o in recent)
-    ]
-    if still and len(still) < len(moved):
+        n for n in moved
+        if not n.startswith(tuple(run.frozen))
+        and all((p := o.parameters.get(n)) and p.update == 0 and (p.gradient or 0) > 0 for o in recent)
+    ]  # fmt: skip
+    if still and any(moved.values()):
         yield Verdict(
             "parameter is not updated", _listed(still), "it has a gradient and does not change, while others do",
-            "is it among the optimiser's parameters?",
+            "is it among the optimiser's parameters? Where it is frozen on purpose: Monitor(frozen=[...])",
         )  # fmt: skip
     matrices = [m for n, m in moved.items() if m is not None and recent[-1].parameters[n].matrix]
-    size = _median([m for m in matrices if np.isfinite(m)])
+    size = _median([m for m in matrices if 0 < m < np.inf] or [m for m in matrices if m == 0])  # 0: gradients add up
     if size is None or not run.stuck():
         return
     said = f"a step changes the weights by {size:.0e} of their size (median), and the loss does not fall"
@@ -415,7 +441,11 @@ def diverging(run: Run) -> Iterator[Verdict]:
     if not run.enough:
         return
     first, _, last = run.ends()
-    if first > 0 and last > at.DIVERGED * first:
+    unexplained = run.unexplained()
+    if unexplained is not None and unexplained < at.EXPLAINED:
+        return
+    low = float(np.quantile(run.losses()[-max(5, len(run.losses()) // 5) :], 0.25))
+    if first > 0 and low > at.DIVERGED * first:  # not one large loss of a single example
         yield Verdict(
             "updates too large", "all parameters", f"the loss went up, {first:.3g} -> {last:.3g}",
             "lower the learning rate; is the gradient's sign right (check_gradients)?",
@@ -439,6 +469,22 @@ def _of_steps(run: Run, name: str, read: Any) -> list[float]:
 def _of_units(run: Run, name: str, what: str) -> list[float]:
     readings: list[UnitReading] = [o.units[name] for o in run.recent if name in o.units]
     return [value for r in readings if (value := getattr(r, what)) is not None]
+
+
+def _dead(run: Run, name: str) -> float:
+    """Share of the units that gave 0 for every example of every recent step."""
+    zeros = [o.units[name].zero for o in run.recent if name in o.units]
+    return float(np.mean(np.logical_and.reduce(zeros))) if len({len(z) for z in zeros}) == 1 else 0.0
+
+
+def _last_matrix(run: Run) -> str:
+    return ["", *(name for name, p in run.observations[-1].parameters.items() if p.matrix)][-1]
+
+
+def _usual_update(recent: Sequence[Observation], name: str) -> float | None:
+    """The median of those that are not 0: where gradients add up over several steps, most are."""
+    known = [p.update for o in recent if (p := o.parameters.get(name)) and p.update is not None]
+    return _median([update for update in known if update > 0] or known)
 
 
 def _gradient(observation: Observation, name: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -81,19 +81,21 @@ class Monitor:
         monitor.observe(loss, parameters={"w": w}, gradients={"w": dw}, units={"hidden": h}, steps={"rnn": dh_norms})
 
     every: reads every n-th step alone; the others cost nothing but a comparison. keep: the most observations that are
-    held; once there are more, every second of the older half is dropped.
+    held; once there are more, every second of the older half is dropped. frozen: the beginnings of names of parameters
+    that are left as they are on purpose.
 
     Of fused layers (ConvLSTM2D, SimpleRNN, fusecell.torch's) the gradients of h and c at every time step are summed by
     the backward kernels themselves. docs/health.md has the costs, the thresholds, and how often they err.
     """
 
-    def __init__(self, model: Any = None, *, every: int = 1, keep: int = 4096) -> None:
+    def __init__(self, model: Any = None, *, every: int = 1, keep: int = 4096, frozen: Collection[str] = ()) -> None:
         if every < 1 or keep < 16:
             raise ValueError(f"every, keep: expected at least 1 and 16, got {every} and {keep}")
         self._source: Source | None = None if model is None else _source_of(model)
-        self._every, self._keep = every, keep
+        self._every, self._keep, self._frozen = every, keep, tuple(frozen)
         self._before: dict[str, Any] = {}  # copies of the parameters at the last observation
         self._found: Verdict | None = None  # by look
+        self._detached = False
         self.observations: list[Observation] = []
         self.iteration = 0
 
@@ -119,31 +121,25 @@ class Monitor:
         beside them. units: outputs of layers, [..., units] or [..., C, H, W]; bounds: of theirs that have some, as
         {"hidden": (0, 1)}. steps: dL/dh_t of all steps of a recurrent layer, [T, ...], or its norms, [T].
 
-        Raises ValueError for names that do not fit each other, RuntimeError before the first backward.
+        Raises ValueError for names and shapes that do not fit each other, RuntimeError after `detach` and, of a
+        fusecell layer, before the first backward.
         """
+        if self._detached:
+            raise RuntimeError("observe: expected a monitor that is attached, got one after detach()")
         here = self.iteration
         self.iteration += 1
         self._note_updates(parameters)
-        reads = here % self._every == 0
+        if here % self._every == 0:
+            observation = self._read(here, parameters, gradients)
+            observation.loss, observation.penalty = _arrays.as_number(loss), _arrays.as_number(penalty)
+            for name, y in _present(units):
+                observation.units[name] = read_units(y, unit_axis(y), (bounds or {}).get(name))
+            for name, dh in _present(steps):
+                observation.steps[name] = StepReading(_norms(dh))
+            observation.outputs = self._outputs(outputs, targets)
+            self._append(observation)
         if self._source is not None:
             self._source.prepare(self.iteration % self._every == 0)
-        if not reads:
-            return
-        values, slopes = self._parameters(parameters, gradients)
-        observation = Observation(here, None if loss is None else float(loss), penalty)
-        twins = len(self.observations) < 8 or len(self.observations) % 16 == 0
-        for name, value in values.items():
-            observation.parameters[name] = read_parameter(value, slopes.get(name), look_for_twins=twins)
-        self._before = {name: _arrays.copied(value) for name, value in values.items()}
-        if self._source is not None:
-            observation.units = self._source.units()
-            observation.steps = self._source.steps()
-        for name, y in (units or {}).items():
-            observation.units[name] = read_units(y, unit_axis(y), (bounds or {}).get(name))
-        for name, dh in (steps or {}).items():
-            observation.steps[name] = StepReading(_norms(dh))
-        observation.outputs = self._outputs(outputs, targets)
-        self._append(observation)
 
     def look(self, name: str, array: Any, step: int | None = None) -> None:
         """Note the first value that is not finite: call it anywhere in code written by hand, as often as is useful.
@@ -151,14 +147,16 @@ class Monitor:
         step: the time step, if it is within a loop over time. Within `health.poisoned()` what is found is memory that
         was read before it was written.
         """
+        array = _arrays.as_array(array)
         bad = None if self._found or np.isfinite(_arrays.norm(array)) else _arrays.not_finite(array)
         if bad is not None:
             self._found = _verdict_of_look(self.iteration, name, step, *bad)
 
     def detach(self) -> None:
         """Leave the model as it was before; what was observed stays."""
-        if self._source is not None:
+        if self._source is not None and not self._detached:
             self._source.detach()
+        self._detached = True
 
     @contextmanager
     def watching(self) -> Iterator[Monitor]:
@@ -178,7 +176,7 @@ class Monitor:
     def report(self) -> str:
         """A table of parameters, layers and time steps, and the verdicts."""
         recurrent = {} if self._source is None else self._source.recurrent()
-        return _report.text(self._run(), self.verdicts(), recurrent)
+        return _report.text(self._run(), self.verdicts(), recurrent, self._source is not None)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """PNG: the norm of the gradient over time steps (or parameters) and training iterations, with the loss.
@@ -193,15 +191,29 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------------------- pieces
     def _run(self) -> Run:
-        return Run(self.observations, "" if self._source is None else self._source.last_units())
+        return Run(self.observations, "" if self._source is None else self._source.last_units(), self._frozen)
+
+    def _read(
+        self, here: int, parameters: Mapping[str, Any] | None, gradients: Mapping[str, Any] | None
+    ) -> Observation:
+        observation = Observation(here)
+        values, slopes = self._parameters(parameters, gradients)
+        twins = len(self.observations) < 8 or len(self.observations) % 16 == 0  # sorts the rows: not every time
+        for name, value in values.items():
+            observation.parameters[name] = read_parameter(value, slopes.get(name), look_for_twins=twins)
+        self._before = {name: _arrays.copied(value) for name, value in values.items()}
+        if self._source is not None:
+            observation.units = self._source.units()
+            observation.steps = self._source.steps()
+        return observation
 
     def _parameters(
         self, parameters: Mapping[str, Any] | None, gradients: Mapping[str, Any] | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         values = {} if self._source is None else dict(self._source.parameters())
         slopes = {} if self._source is None else dict(self._source.gradients())
-        values.update(parameters or {})
-        slopes.update(gradients or {})
+        values.update({name: _arrays.as_array(value) for name, value in (parameters or {}).items()})
+        slopes.update({name: _arrays.as_array(slope) for name, slope in (gradients or {}).items()})
         for name in (gradients or {}).keys() - values.keys():
             raise ValueError(f"gradients: {name}: expected one of the parameters {sorted(values)}")
         for name, slope in slopes.items():
@@ -217,12 +229,15 @@ class Monitor:
         known: dict[str, ParameterReading] = self.observations[-1].parameters
         for name, before in self._before.items():
             if name in now and name in known:
-                change, size = _arrays.distance(now[name], before), known[name].norm
+                value = _arrays.as_array(now[name])
+                if value.shape != before.shape:
+                    continue
+                change, size = _arrays.distance(value, before), known[name].norm
                 known[name].update = change / size if size > 0 else (np.inf if change > 0 else 0.0)
         self._before = {}
 
     def _outputs(self, outputs: Any, targets: Any) -> OutputReading | None:
-        if outputs is None:
+        if outputs is None or not np.prod(outputs.shape if hasattr(outputs, "shape") else np.shape(outputs)):
             return None
         return read_outputs(outputs, targets, None if self._source is None else self._source.reach())
 
@@ -234,6 +249,7 @@ class Monitor:
 
 
 def _source_of(model: Any) -> Source:
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if isinstance(model, Layer):
         from fusecell.health._layers import LayerSource
 
@@ -253,6 +269,14 @@ def _verdict_of_look(iteration: int, name: str, step: int | None, count: int, pl
         remedy = "it was read before it was written: make the array with zeros, not empty"
         return Verdict("uninitialised memory", name, words, remedy)
     return Verdict("not finite", name, words, "look at what this array is computed from, one step earlier")
+
+
+def _present(arrays: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """Those that have any element: an empty batch is no reason to stop."""
+    for name, array in (arrays or {}).items():
+        given = _arrays.as_array(array)
+        if np.prod(given.shape):
+            yield name, given
 
 
 def _norms(dh: Any) -> Array:
