@@ -32,8 +32,16 @@ def test_two_healthy_and_two_sick_runs(bench):
     assert [row.given for row in rows if row.kind == "healthy"] == [[], []]
 
 
+def test_two_healthy_and_two_sick_runs_of_the_second_set(bench):
+    names = ["a_dozen_steps", "hinge_to_nothing", "loop_by_hand_sums_from_empty", "the_same_example"]
+    rows = bench.study(names, ["second"], quiet=True)
+    assert {row.name for row in rows} == set(names)
+    assert [row.kind for row in rows] == ["healthy", "healthy", "sick", "cured twin", "sick", "cured twin"]
+    assert all(row.as_named and row.set == "second" for row in rows)
+
+
 def row(bench, kind, right, given, name="a"):
-    return bench.Row(name, 0, kind, "what it is", right, given, 1.0, 1.0, True)
+    return bench.Row("second", name, 0, kind, "what it is", right, given, 1.0, 1.0, True)
 
 
 def test_the_confusion_table_and_the_errors(bench):
@@ -52,18 +60,28 @@ def test_the_confusion_table_and_the_errors(bench):
     assert [r.name for r in rows if r.errs] == ["alarmed", "mistaken", "missed"]
     assert "| `mistaken` | what it is | saturated units | not yet explained |" in text
     assert "| `allowed` | what it is | nothing |" in text
+    assert "allowed" not in bench.tables(rows, unruled=False)
+
+
+def test_what_was_kept_is_read_back(bench, tmp_path, capsys):
+    name = "gate_left_shut"
+    assert bench.main(["--only", name, "--set", "first", "--json", str(tmp_path / "a.json")]) == 0
+    ran = capsys.readouterr().out
+    assert bench.main(["--set", "first", "--read", str(tmp_path / "a.json")]) == 0
+    assert capsys.readouterr().out == ran
+    assert "| sick | 1 |" in ran
 
 
 def test_every_right_verdict_is_one_that_the_doctor_knows(bench):
     health = BENCH.parent / "python" / "fusecell" / "health"
     known = "".join((health / name).read_text(encoding="utf-8") for name in ("_verdicts.py", "monitor.py"))
-    for run in bench.all_runs():
+    for _, run in bench.all_runs():
         for verdict in getattr(run, "right", ()):
             assert f'"{verdict}"' in known, run.name
 
 
 def test_every_run_has_a_name_of_its_own(bench):
-    names = [run.name for run in bench.all_runs()]
+    names = [run.name for _, run in bench.all_runs()]
     assert len(names) == len(set(names))
     explained = {name.removesuffix(" (cured)") for name in bench.WHY}
     assert {name for name in explained if not name.startswith("torch_")} <= set(names)
