@@ -602,3 +602,7 @@ def test_the_plot_shows_what_was_observed(tmp_path):
         run(falling(), steps=over_time(last, 1.0)).plot(tmp_path / "p.png")
         pictures.append((tmp_path / "p.png").read_bytes())
     assert pictures[0] != pictures[1]
+
+
+def test_an_exploding_gradient_is_told_though_the_loss_falls():
+    assert names(run(1e3 * falling(), steps=over_time(1e7, 1.0))) == ["exploding gradient"]

@@ -165,13 +165,13 @@ def exploding(run: Run) -> Iterator[Verdict]:
     """The gradient grows from the last step to the first, or jumps and leaves the loss higher."""
     for name in _cells(run):
         growth = _median(_of_steps(run, name, _growth))
-        if growth is not None and growth > at.GROWS and not run.falls():  # it may be that the loss is at early steps
-            span = _last(run, name).span
-            yield Verdict(
-                "exploding gradient", name, f"it grows {growth:.0e}-fold {span}",
-                "clip by norm, initialise the recurrent weights orthogonally, or truncate",
-            )  # fmt: skip
-            return
+        if growth is None or growth <= at.GROWS:
+            continue
+        yield Verdict(
+            "exploding gradient", name, f"it grows {growth:.0e}-fold {_last(run, name).span}",
+            "clip by norm, initialise the recurrent weights orthogonally, or truncate",
+        )  # fmt: skip
+        return
     norms = np.array([o.gradient for o in run.observations])
     finite = norms[np.isfinite(norms)]
     if len(finite) < at.ENOUGH or not run.enough:
