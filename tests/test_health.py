@@ -121,6 +121,7 @@ def test_look_finds_memory_that_nobody_wrote():
     (verdict,) = monitor.verdicts()
     assert (verdict.name, verdict.where) == ("uninitialised memory", "db")
     assert "iteration 0 at time step 4" in verdict.words
+    assert str(verdict) in monitor.report()
 
 
 def test_steps_may_be_gradients_or_their_norms():

@@ -17,8 +17,9 @@ _GATE = "ifgo"
 
 def text(run: Run, verdicts: Sequence[Verdict], recurrent: Mapping[str, Recurrent], modelled: bool) -> str:
     """The whole of it. modelled: whether a model is watched, or arrays alone."""
-    if not run.observations:
-        return "nothing observed: call monitor.observe(loss) in every training step, after backward"
+    if not run.observations:  # `look` may have found something even so
+        nothing = "nothing observed: call monitor.observe(loss) in every training step, after backward"
+        return "\n\n".join([nothing, *map(str, verdicts)])
     last = run.observations[-1]
     parts = [
         _heading(run),
