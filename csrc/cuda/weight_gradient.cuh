@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradient
   for (int i = 0; i < kGradientLoads; ++i) {
     const int64_t k = tap + load_line + i * (kGradientTile / kGradientLoads);
     taps[i] = args.taps[k < args.count ? k : 0];
-    if (k >= args.count) taps[i].h = INT32_MIN / 2;
+    if (k >= args.count) taps[i].h = kNowhere;
   }
   A sum[kEach][kEach] = {};
   A fetched_dz[kGradientLoads], fetched_image[kGradientLoads];
@@ -56,12 +56,12 @@ __global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradient
       const int64_t at = first + next * kGradientDepth + load_pixel, n = quotient(at, args.pixels);
       const int64_t p = at - n * args.pixels;
       const bool inside = at < end;
-      Column<S> column = {};
+      Column<S> column;
       if (inside) column = column_of(args.images, args.geometry, n, p);
 #pragma unroll
       for (int i = 0; i < kGradientLoads; ++i) {
         const int64_t r = row + load_line + i * (kGradientTile / kGradientLoads);
-        fetched_image[i] = gather(column, args.geometry, taps[i]);
+        fetched_image[i] = widen(masked(gather<false>(column, args.geometry, taps[i]), column, args.geometry, taps[i]));
         // Where the image reads as zero because the step does not take place, dz is zero, too.
         fetched_dz[i] = inside && r < args.rows ? widen(args.dz[(n * args.rows + r) * args.pixels + p]) : A(0);
       }
