@@ -87,12 +87,12 @@ class PlainProducts {
 // Shared memory has a row of weights and one of pixels for each tap, as plain products have; that is the transpose of
 // what a product wants on both sides, and load_matrices_transposed turns both. It reads 16 bytes of each of 8 taps at
 // once, which a row's length apart would lie in the same banks: the tap's number is added to the place, without carry.
-template <class S>
+template <class S, int kWarpPixels = 64>
 class TensorProducts {
  public:
   using A = float;
   using Pixel = S;
-  static constexpr int kTaps = 16, kWarpRows = 16, kWarpPixels = 64;
+  static constexpr int kTaps = 16, kWarpRows = 16;
   static constexpr int kWeights = 2 * kTaps * kMostRows,
                        kPixels = kTaps << (kWidthShift<S> - kLeastGroupShift<S>);  // of one buffer
 
@@ -131,12 +131,20 @@ class TensorProducts {
   }
 
   FUSECELL_DEVICE_METHOD void store(A* tile) const {
-    const int lane = int(threadIdx.x) % 32, apart = pitch(width_shift_);
-    A* to = tile + (row_ + lane / 4) * apart + pixel_ + lane % 4 * 2;
+    const int apart = pitch(width_shift_);
+    for_pairs([&](int row, int pixel, const Chunk<A, 2>& sums) {
+      *reinterpret_cast<Chunk<A, 2>*>(tile + row * apart + pixel) = sums;
+    });
+  }
+
+  // f(row, pixel, its sum and its neighbour's) for this lane's.
+  template <class F>
+  FUSECELL_DEVICE_METHOD void for_pairs(F&& f) const {
+    const int lane = int(threadIdx.x) % 32, row = row_ + lane / 4, pixel = pixel_ + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kWarpPixels / 8; ++j) {
-      *reinterpret_cast<Chunk<A, 2>*>(to + 8 * j) = {sum_[j][0], sum_[j][1]};
-      *reinterpret_cast<Chunk<A, 2>*>(to + 8 * apart + 8 * j) = {sum_[j][2], sum_[j][3]};
+      f(row, pixel + 8 * j, Chunk<A, 2>{{sum_[j][0], sum_[j][1]}});
+      f(row + 8, pixel + 8 * j, Chunk<A, 2>{{sum_[j][2], sum_[j][3]}});
     }
   }
 
