@@ -80,7 +80,7 @@ class StageLoader {
     const int row_shift = args_.group_shift + 2, pieces = (depth() << row_shift) / kEach;
     for (int i = int(threadIdx.x); i < pieces; i += kThreads) {
       const int k = (i * kEach) >> row_shift, r = (i * kEach) & ((1 << row_shift) - 1);
-      device::copy_async_16(weights_ + buffer * Products::kWeights + Products::weight_at(k, r),
+      device::copy_async_16(weights_ + buffer * Products::kWeights + Products::place(k * kMostRows + r, kRowsShift),
                             packed_ + (first_tap + k) * args_.rows + tile_.row + r);
     }
     device::copy_async_commit();
@@ -128,8 +128,8 @@ class StageLoader {
   }
   FUSECELL_DEVICE_METHOD Tap tap(int64_t first_tap, int i) const { return taps_[first_tap + depth_of(i)]; }
   FUSECELL_DEVICE_METHOD void put(int buffer, int i, S value) const {
-    const int at = Products::pixel_at(depth_of(i), column_in_tile(i % kColumns), tile_.width_shift);
-    pixels_[buffer * Products::kPixels + at] = Products::as_pixel(value);
+    const int at = i * kThreads + int(threadIdx.x);  // column_in_tile(i) of depth_of(i)
+    pixels_[buffer * Products::kPixels + Products::place(at, tile_.width_shift)] = Products::as_pixel(value);
   }
   FUSECELL_DEVICE_METHOD int depth_of(int i) const {
     const int shift = tile_.width_shift, thread = int(threadIdx.x);

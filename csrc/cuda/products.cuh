@@ -9,6 +9,7 @@ namespace fusecell::cuda {
 
 constexpr int kRowsPerThread = 4;  // one channel's gates
 constexpr int kMostRows = 64;      // of a tile
+constexpr int kRowsShift = 6;      // the same as a power of two
 constexpr int kParts = 2;          // of a stage, in each of which a thread fetches, multiplies and stores
 template <class A>
 constexpr int kPixelsPerThread = sizeof(A) == 4 ? 8 : 4;
@@ -35,8 +36,7 @@ class PlainProducts {
   static constexpr FUSECELL_HD_METHOD int depth(int /*group_shift*/) { return kDepth; }
   static FUSECELL_DEVICE_METHOD int loads(int width) { return width * kDepth / kThreads; }  // of pixels, by a thread
   static FUSECELL_DEVICE_METHOD int pitch(int width_shift) { return 1 << width_shift; }
-  static FUSECELL_DEVICE_METHOD int weight_at(int k, int row) { return k * kMostRows + row; }
-  static FUSECELL_DEVICE_METHOD int pixel_at(int k, int pixel, int width_shift) { return (k << width_shift) + pixel; }
+  static FUSECELL_DEVICE_METHOD int place(int at, int /*shift*/) { return at; }
   static FUSECELL_DEVICE_METHOD A as_pixel(S value) { return widen(value); }
 
   FUSECELL_DEVICE_METHOD PlainProducts(int group_shift, int width_shift) : width_(1 << width_shift) {
@@ -86,7 +86,7 @@ class PlainProducts {
 //
 // Shared memory has a row of weights and one of pixels for each tap, as plain products have; that is the transpose of
 // what a product wants on both sides, and load_matrices_transposed turns both. It reads 16 bytes of each of 8 taps at
-// once, which a row's length apart would lie in the same banks: the tap's number is added to the place, without carry.
+// once, which a row's length apart would lie in the same banks: the tap's number turns bits of the place.
 template <class S, int kWarpPixels = 64>
 class TensorProducts {
  public:
@@ -101,10 +101,8 @@ class TensorProducts {
   static FUSECELL_DEVICE_METHOD int loads(int /*width*/) { return kPixels / kThreads; }
   // 8 rows of sums are stored at once, two by two: 8 banks apart they do not meet.
   static FUSECELL_DEVICE_METHOD int pitch(int width_shift) { return (1 << width_shift) + 8; }
-  static FUSECELL_DEVICE_METHOD int weight_at(int k, int row) { return k * kMostRows + (row ^ (k % 8 * 8)); }
-  static FUSECELL_DEVICE_METHOD int pixel_at(int k, int pixel, int width_shift) {
-    return (k << width_shift) + (pixel ^ (k % 8 * 8));
-  }
+  // Of what stands at `at` in [taps][1 << shift].
+  static FUSECELL_DEVICE_METHOD int place(int at, int shift) { return at ^ ((at >> (shift - 3)) & 56); }
   static FUSECELL_DEVICE_METHOD S as_pixel(S value) { return value; }
 
   FUSECELL_DEVICE_METHOD TensorProducts(int group_shift, int width_shift)
@@ -120,10 +118,11 @@ class TensorProducts {
     // A lane gives the place of row `line` of one of four matrices; two lie side by side, two above each other.
     const int lane = int(threadIdx.x) % 32, line = lane % 8, low = lane / 8 % 2 * 8, high = lane / 16 * 8;
     uint32_t w[4], x[4];
-    device::load_matrices_transposed(weights + weight_at(k + high + line, row_ + low), w);
+    device::load_matrices_transposed(weights + place((k + high + line) * kMostRows + row_ + low, kRowsShift), w);
 #pragma unroll
     for (int j = 0; j < kWarpPixels / 16; ++j) {
-      device::load_matrices_transposed(pixels + pixel_at(k + low + line, pixel_ + 16 * j + high, width_shift_), x);
+      const int at = ((k + low + line) << width_shift_) + pixel_ + 16 * j + high;
+      device::load_matrices_transposed(pixels + place(at, width_shift_), x);
       const uint32_t left[2] = {x[0], x[1]}, right[2] = {x[2], x[3]};
       device::multiply_add(w, left, sum_[2 * j], static_cast<const S*>(nullptr));
       device::multiply_add(w, right, sum_[2 * j + 1], static_cast<const S*>(nullptr));

@@ -190,7 +190,7 @@ class TensorGradient {
   FUSECELL_DEVICE_METHOD void put(int buffer) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int at = buffer * kBuffer + Products::weight_at(pixel(), line(i));
+      const int at = buffer * kBuffer + Products::place(pixel() * kGradientTile + line(i), kTensorWidthShift);
       dz_tile_[at] = dz_[i];
       image_tile_[at] = image_[i];
     }
