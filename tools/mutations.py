@@ -268,9 +268,9 @@ _GRADIENTS = [
     *_in(
         "weight_gradient", "cuda/weight_gradient.cuh",
         ("rows past the last are read", "inside && r < args.rows ?", "inside ?"),
-        ("tensor cores: rows past the last are read", "row < rows ?", "rows > 0 ?"),
-        ("tensor cores: pixels past the end are read", "rows = at < block_.end ? args_.rows : 0;",
-         "rows = args_.rows;"),
+        ("tensor cores: rows past the last are read", "line(i) < rows ?", "rows > 0 ?"),
+        ("tensor cores: pixels past the end are read", "rows = at < block_.end ? lines(block_.row, args_.rows) : 0;",
+         "rows = lines(block_.row, args_.rows);"),
         killer="address",
     ),
     *_in(

@@ -158,14 +158,18 @@ class TensorGradient {
 
   FUSECELL_DEVICE_METHOD int pixel() const { return int(threadIdx.x) % kDepth; }
   FUSECELL_DEVICE_METHOD int line(int i) const { return int(threadIdx.x) / kDepth + i * kLines; }
+  // Of `count` rows or taps from `first` on, where the lines of this thread end.
+  FUSECELL_DEVICE_METHOD int lines(int64_t first, int64_t count) const {
+    const int64_t left = count - first;
+    return left < kGradientTile ? int(left) : kGradientTile;
+  }
   FUSECELL_DEVICE_METHOD Tap tap(int i) const {
-    const int64_t k = block_.tap + line(i);
-    return k < args_.count ? args_.taps[k] : Tap{0, kNowhere, kNowhere};
+    return line(i) < lines(block_.tap, args_.count) ? args_.taps[block_.tap + line(i)] : Tap{0, kNowhere, kNowhere};
   }
 
   FUSECELL_DEVICE_METHOD void fetch(int64_t stage) {
     const int64_t at = block_.first + stage * kDepth + pixel(), n = quotient(at, args_.pixels);
-    const int64_t p = at - n * args_.pixels, rows = at < block_.end ? args_.rows : 0;
+    const int64_t p = at - n * args_.pixels;
     Column<S> column;  // beyond the end: reads as zero
     if (at < block_.end) column = column_of(args_.images, args_.geometry, n, p);
 #pragma unroll
@@ -174,11 +178,10 @@ class TensorGradient {
       image_[i] = gather<false>(column, args_.geometry, tap(i));
     }
     // Where the image reads as zero because the step does not take place, dz is zero, too.
+    const int rows = at < block_.end ? lines(block_.row, args_.rows) : 0;
+    const S* dz = args_.dz + (n * args_.rows + block_.row + line(0)) * args_.pixels + p;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int64_t row = block_.row + line(i);
-      dz_[i] = row < rows ? args_.dz[(n * args_.rows + row) * args_.pixels + p] : S{};
-    }
+    for (int i = 0; i < kLoads; ++i, dz += kLines * args_.pixels) dz_[i] = line(i) < rows ? *dz : S{};
     if (!args_.images.mask) return;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
