@@ -82,30 +82,30 @@ FUSECELL_DEVICE bool divides(const Geometry& g) { return g.divide[0] != 1 || g.d
 // Whether a tap meets the image, and at which pixel of the plane. kDivides: as divides(g) has it; a loop without the
 // divisions is a third as long, with all its loads under way at once.
 template <bool kDivides, class T>
-FUSECELL_DEVICE bool meets(const Column<T>& column, const Geometry& g, const Tap& tap, int32_t& p) {
+FUSECELL_DEVICE bool meets(const Column<T>& column, const Geometry& g, const Tap& tap, uint32_t& p) {
   int32_t h = column.h + tap.h, w = column.w + tap.w;
   if constexpr (kDivides) {
     if (h % g.divide[0] != 0 || w % g.divide[1] != 0) return false;
     h /= g.divide[0];
     w /= g.divide[1];
   }
-  p = h * g.extent[1] + w;
+  p = uint32_t(h) * uint32_t(g.extent[1]) + uint32_t(w);
   // As unsigned numbers: what is negative is beyond the end, too.
   return uint32_t(h) < uint32_t(g.extent[0]) && uint32_t(w) < uint32_t(g.extent[1]);
 }
 
 template <bool kDivides, class T>
 FUSECELL_DEVICE T gather(const Column<T>& column, const Geometry& g, const Tap& tap) {
-  int32_t p = 0;
+  uint32_t p = 0;
   if (!meets<kDivides>(column, g, tap, p)) return T{};
-  return column.image[uint64_t(uint32_t(tap.channel)) * column.channel + uint64_t(uint32_t(p)) * column.pixel];
+  return column.image[uint64_t(uint32_t(tap.channel)) * column.channel + uint64_t(p) * column.pixel];
 }
 
 // What was gathered, times the mask where there is one. Rounded to T again: products take what has the type of what is
 // stored, on any machine.
 template <class T>
 FUSECELL_DEVICE T masked(T value, const Column<T>& column, const Geometry& g, const Tap& tap) {
-  int32_t p = 0;
+  uint32_t p = 0;
   if (!column.mask || !meets<false>(column, g, tap, p)) return value;
   return narrow<T>(widen(value) * widen(column.mask[int64_t(tap.channel) * (g.extent[0] * g.extent[1]) + p]));
 }
