@@ -275,6 +275,12 @@ def test_more_channels_than_a_grid_has_rows_are_refused() -> None:
         OPS.conv2d_forward(np.zeros((1, 1, 1, 1)), np.zeros((65536, 1, 1, 1)))
 
 
+def test_more_taps_than_kernels_count_are_refused() -> None:
+    x, weight = (np.zeros((1, 2**29 + 1, 1, 1), np.float16) for _ in range(2))  # memory that nobody touches
+    with pytest.raises(ValueError, match="weight: expected at most 2\\^29 taps on a GPU, got 536870913"):
+        OPS.conv2d_forward(x, weight)
+
+
 def test_a_last_chunk_that_is_shorter_takes_no_more_parts_than_were_planned() -> None:
     """Fewer pixels could be cut into more parts, which then lay over the sums of the chunks before."""
     case = Case("conv_lstm", "a shorter chunk", {"T": 58, "B": 1, "I": 180, "C": 1, "H": 1, "W": 83, "k": (1, 10)})

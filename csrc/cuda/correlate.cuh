@@ -23,7 +23,7 @@ struct Operand {
   Geometry geometry;
   const Tap* taps;   // [depth]; those past the last read nothing
   const S* weights;  // [depth][rows], zero past the last
-  int64_t depth;     // a multiple of depth_of_stage<S>; 0: this operand is zero
+  int depth;         // a multiple of depth_of_stage<S>; 0: this operand is zero
 };
 
 // Two operands make one sum: the input's convolution and the state's.
@@ -75,19 +75,19 @@ class StageLoader {
     }
   }
 
-  FUSECELL_DEVICE_METHOD void start_weights(int64_t first_tap, int buffer) const {
+  FUSECELL_DEVICE_METHOD void start_weights(int first_tap, int buffer) const {
     constexpr int kEach = 16 / int(sizeof(S));
     const int row_shift = args_.group_shift + 2, pieces = (depth() << row_shift) / kEach;
     for (int i = int(threadIdx.x); i < pieces; i += kThreads) {
       const int k = (i * kEach) >> row_shift, r = (i * kEach) & ((1 << row_shift) - 1);
       device::copy_async_16(weights_ + buffer * Products::kWeights + Products::place(k * kMostRows + r, kRowsShift),
-                            packed_ + (first_tap + k) * args_.rows + tile_.row + r);
+                            packed_ + int64_t(first_tap + k) * args_.rows + tile_.row + r);
     }
     device::copy_async_commit();
   }
 
   // All loads of a part at once, then the mask's: nothing branches between two of them.
-  FUSECELL_DEVICE_METHOD void fetch_pixels(int64_t first_tap, int part) {
+  FUSECELL_DEVICE_METHOD void fetch_pixels(int first_tap, int part) {
     if (divides(geometry_)) return;
     const int loads = Products::loads(tile_.width()) / kParts, first = part * loads;
 #pragma unroll
@@ -104,7 +104,7 @@ class StageLoader {
   }
 
   // What divides is gathered only now, one by one: the gradient of a strided convolution's input, which has no mask.
-  FUSECELL_DEVICE_METHOD void store_pixels(int64_t first_tap, int part, int buffer) const {
+  FUSECELL_DEVICE_METHOD void store_pixels(int first_tap, int part, int buffer) const {
     const int loads = Products::loads(tile_.width()) / kParts, first = part * loads;
     if (divides(geometry_)) {
 #pragma unroll 1
@@ -126,7 +126,7 @@ class StageLoader {
   FUSECELL_DEVICE_METHOD int column_in_tile(int i) const {
     return (i * kThreads + int(threadIdx.x)) & (tile_.width() - 1);
   }
-  FUSECELL_DEVICE_METHOD Tap tap(int64_t first_tap, int i) const { return taps_[first_tap + depth_of(i)]; }
+  FUSECELL_DEVICE_METHOD Tap tap(int first_tap, int i) const { return taps_[first_tap + depth_of(i)]; }
   FUSECELL_DEVICE_METHOD void put(int buffer, int i, S value) const {
     const int at = i * kThreads + int(threadIdx.x);  // column_in_tile(i) of depth_of(i)
     pixels_[buffer * Products::kPixels + Products::place(at, tile_.width_shift)] = Products::as_pixel(value);
@@ -160,11 +160,11 @@ FUSECELL_DEVICE Tile<S> make_tile(const CorrelateArgs<S>& args, S* weights, Accu
   Products products(args.group_shift, width_shift);
   StageLoader<S, Products> loader(args, tile, weights, pixels);
   const int depth = Products::depth(args.group_shift);
-  const int64_t of_first = args.operand[0].depth, taps = of_first + args.operand[1].depth;
+  const int of_first = args.operand[0].depth, taps = of_first + args.operand[1].depth;
   int buffer = 0;
-  for (int64_t next = 0; next < taps + depth; next += depth) {  // loads from tap `next` on, multiplies those before
+  for (int next = 0; next < taps + depth; next += depth) {  // loads from tap `next` on, multiplies those before
     const bool loads = next < taps;
-    const int64_t tap = next < of_first ? next : next - of_first;
+    const int tap = next < of_first ? next : next - of_first;
     if (next > 0) {
       device::copy_async_wait<0>();
       __syncthreads();

@@ -24,6 +24,8 @@ inline void expect_extents(const ConvolutionShape& conv) {
   }
   const int64_t pixels = std::max(conv.in_pixels(), conv.out_pixels());
   if (pixels > INT32_MAX) value_error("x", "images of less than 2^31 pixels on a GPU", std::to_string(pixels));
+  const int64_t taps = std::max(conv.in_channels, conv.out_channels) * conv.taps();
+  if (taps > kLargest) value_error("weight", "at most 2^29 taps on a GPU", std::to_string(taps));
   if (conv.out_channels > kMostGridRows) {
     value_error("weight", "at most 65535 rows on a GPU", std::to_string(conv.out_channels));
   }
@@ -86,7 +88,7 @@ class PackedWeights {
     run_pack_weights(context, args);
   }
 
-  Operand<S> operand(const Images<S>& images) const { return {images, geometry(), tap_, packed_, padded_taps_}; }
+  Operand<S> operand(const Images<S>& images) const { return {images, geometry(), tap_, packed_, int(padded_taps_)}; }
 
   Geometry geometry() const {
     const bool transposed = layout_ == Layout::transposed;
