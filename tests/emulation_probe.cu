@@ -80,6 +80,70 @@ __global__ void shuffle_is_no_barrier(const float* x, float* y) {
   y[t] = values[t ^ 1] + 0 * other;
 }
 
+// ------------------------------------------------------------------------------------------ tensor cores
+// Four 8 x 8 matrices, whose rows lie `pitch` apart, and what each lane gets of them.
+__global__ void matrices(const uint16_t* x, uint32_t* y, int pitch) {
+  FUSECELL_SHARED(uint16_t, tile, 16 * 24);
+  for (unsigned i = threadIdx.x; i < 16 * 24; i += 32) tile[i] = x[i];
+  __syncthreads();
+  const unsigned lane = threadIdx.x, row = lane % 8 + lane / 16 * 8, column = lane / 8 % 2 * 8;
+  uint32_t part[4];
+  device::load_matrices_transposed(tile + row * static_cast<unsigned>(pitch) + column, part);
+  for (unsigned m = 0; m < 4; ++m) y[4 * lane + m] = part[m];
+}
+
+// d = a b + d of one warp, the elements given to the lanes as the PTX manual has them, "Matrix Fragments for
+// mma.m16n8k16 with floating point type": i-th element of a lane, group = lane / 4, in_group = lane % 4.
+template <class S>
+__global__ void product(const S* a, const S* b, float* d) {
+  const unsigned group = threadIdx.x / 4, in_group = threadIdx.x % 4;
+  uint32_t of_a[4] = {}, of_b[2] = {};
+  for (unsigned i = 0; i < 8; ++i) {
+    const unsigned row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+    const unsigned column = in_group * 2 + i % 2 + (i >= 4 ? 8 : 0);
+    of_a[i / 2] |= uint32_t{a[16 * row + column].bits} << (16 * (i % 2));
+  }
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = in_group * 2 + i % 2 + (i >= 2 ? 8 : 0);
+    of_b[i / 2] |= uint32_t{b[8 * row + group].bits} << (16 * (i % 2));
+  }
+  float sum[4];
+  const auto place = [&](unsigned i) { return 8 * (i < 2 ? group : group + 8) + in_group * 2 + i % 2; };
+  for (unsigned i = 0; i < 4; ++i) sum[i] = d[place(i)];
+  device::multiply_add(of_a, of_b, sum, a);
+  for (unsigned i = 0; i < 4; ++i) d[place(i)] = sum[i];
+}
+
+__global__ void leave_before_product(float* y) {
+  if (threadIdx.x % 32 == 7 && threadIdx.x >= 32) return;
+  const uint32_t a[4] = {}, b[2] = {};
+  float sum[4] = {};
+  device::multiply_add(a, b, sum, static_cast<const fusecell::float16*>(nullptr));
+  y[threadIdx.x] = sum[0];
+}
+
+__global__ void product_meets_shuffle(float* y) {
+  const uint32_t a[4] = {}, b[2] = {};
+  float sum[4] = {};
+  if (threadIdx.x < 5) {
+    sum[0] = device::shuffle_xor(1.0F, 1);
+  } else {
+    device::multiply_add(a, b, sum, static_cast<const fusecell::bfloat16*>(nullptr));
+  }
+  y[threadIdx.x] = sum[0];
+}
+
+// Rows that are 8 bytes off, and rows past the end.
+template <int kOffset>
+__global__ void wrong_rows(float* y) {
+  FUSECELL_SHARED(uint16_t, tile, 32 * 8);
+  uint32_t part[4];
+  for (unsigned i = threadIdx.x; i < 32 * 8; i += 32) tile[i] = 0;
+  __syncthreads();
+  device::load_matrices_transposed(tile + 8 * threadIdx.x + kOffset, part);
+  y[threadIdx.x] = static_cast<float>(part[0]);
+}
+
 // ------------------------------------------------------------------------------------------ asynchronous copies
 enum class Pipeline { whole, without_wait, without_second_barrier, without_commit };
 
@@ -258,6 +322,40 @@ int sum_warps() {
   for (size_t i = 0; i < y.size(); ++i) right = right && y[i] == sum_of(x, i / 32 * 32, 32);
   const auto counted = fusecell::emulation::statistics();
   return answer(right && counted.shuffles == 5 * 9 && counted.most_threads == 96 && counted.blocks == 3);
+}
+
+int load_matrices() {
+  const int pitch = 24;
+  std::vector<uint16_t> x(16 * pitch);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint16_t>(1000 + 7 * i);
+  std::vector<uint32_t> y(4 * 32);
+  const auto error = launch("matrices", matrices, 1, 32, nullptr, x.data(), y.data(), pitch);
+  if (error != cudaSuccess) return failed(error);
+  bool right = fusecell::emulation::statistics().matrix_loads == 1;
+  for (size_t lane = 0; lane < 32; ++lane) {
+    for (size_t m = 0; m < 4; ++m) {  // matrices 0 and 1 side by side, 2 and 3 below them
+      const size_t row = m / 2 * 8 + 2 * (lane % 4), column = m % 2 * 8 + lane / 4;
+      const uint32_t low = x[row * pitch + column], high = x[(row + 1) * pitch + column];
+      right = right && y[4 * lane + m] == (low | high << 16);
+    }
+  }
+  return answer(right);
+}
+
+template <class S>
+int multiply() {
+  std::vector<S> a(16 * 16), b(16 * 8);
+  std::vector<float> d(16 * 8), expected(16 * 8);
+  const auto number = [](size_t i, size_t by) { return static_cast<float>(int(i * by % 41) - 20); };
+  for (size_t i = 0; i < a.size(); ++i) a[i] = fusecell::narrow<S>(number(i, 17));
+  for (size_t i = 0; i < b.size(); ++i) b[i] = fusecell::narrow<S>(number(i, 29));
+  for (size_t i = 0; i < d.size(); ++i) d[i] = expected[i] = number(i, 11) / 1024;
+  for (size_t i = 0; i < d.size(); ++i) {
+    for (size_t k = 0; k < 16; ++k) expected[i] += widen(a[i / 8 * 16 + k]) * widen(b[k * 8 + i % 8]);
+  }
+  const auto error = launch("product", product<S>, 1, 32, nullptr, a.data(), b.data(), d.data());
+  if (error != cudaSuccess) return failed(error);
+  return answer(d == expected && fusecell::emulation::statistics().matrix_products == 1);
 }
 
 template <Pipeline kKind>
@@ -466,6 +564,14 @@ const std::map<std::string, int (*)()> kProbes = {
     {"left_neighbour", [] { return of_floats("left_neighbour", left_neighbour, 1, 32); }},
     {"warp_sum", sum_warps},
     {"shuffle_is_no_barrier", [] { return of_floats("shuffle_is_no_barrier", shuffle_is_no_barrier, 1, 32); }},
+    {"load_matrices", load_matrices},
+    {"multiply_bfloat16", multiply<fusecell::bfloat16>},
+    {"multiply_float16", multiply<fusecell::float16>},
+    {"leave_before_product", [] { return of_floats("leave_before_product", leave_before_product, 1, 64); }},
+    {"product_meets_shuffle", [] { return of_floats("product_meets_shuffle", product_meets_shuffle, 1, 32); }},
+    {"product_of_half_a_warp", [] { return of_floats("leave_before_product", leave_before_product, 1, 16); }},
+    {"misaligned_rows", [] { return of_floats("misaligned_rows", wrong_rows<4>, 1, 32); }},
+    {"rows_past_the_end", [] { return of_floats("rows_past_the_end", wrong_rows<8>, 1, 32); }},
     {"pipeline", run_pipeline<Pipeline::whole>},
     {"pipeline_without_wait", run_pipeline<Pipeline::without_wait>},
     {"pipeline_without_second_barrier", run_pipeline<Pipeline::without_second_barrier>},

@@ -104,17 +104,71 @@ def test_report_reads_what_cuobjdump_prints() -> None:
     step = "step<float,SigmoidTanh<float>,2,64>"
     kernels = kernel_report.parse(DUMP)
     assert kernels == {
-        "sm_80": {step: "40 registers, 4096 shared, 0 stack"},
-        "sm_90": {"fill": "8 registers, 0 shared, 16 stack"},
+        "sm_80": {step: "40 registers, 4096 shared, 0 stack, 6 blocks at once"},
+        "sm_90": {"fill": "8 registers, 0 shared, 16 stack, 8 blocks at once"},
     }
-    assert kernel_report.complaints({"sm_80": kernels["sm_80"]}, ["step<float, SigmoidTanh<float>, 2, 64>"]) == []
-    assert kernel_report.complaints(kernels, ["fill"]) == [
+    none = {"sm_80": {step: 0}, "sm_90": {"fill": 0}}
+    assert kernel_report.complaints({"sm_80": kernels["sm_80"]}, ["step<float, SigmoidTanh<float>, 2, 64>"], none) == []
+    assert kernel_report.complaints(kernels, ["fill"], none) == [
         "sm_80: fill is not compiled, but in kernels.def",
         f"sm_80: {step} is compiled, but not in kernels.def",
     ]
     many = {"sm_90": {f"f{i}": "" for i in range(65)}}
-    assert kernel_report.complaints(many, [*many["sm_90"]]) == ["sm_90: 65 kernels, 64 are allowed"]
-    assert kernel_report.complaints({}, ["fill"]) == ["there are no kernels"]
+    zeros = {"sm_90": dict.fromkeys(many["sm_90"], 0)}
+    assert kernel_report.complaints(many, [*many["sm_90"]], zeros) == ["sm_90: 65 kernels, 64 are allowed"]
+    assert kernel_report.complaints({}, ["fill"], {}) == ["there are no kernels"]
+
+
+SASS = """
+arch = sm_75
+\t\tFunction : void fusecell::cuda::correlate<fusecell::bfloat16>(fusecell::cuda::ConvolutionArgs<fusecell::bfloat16>)
+        /*0100*/                   FFMA R40, R16, R20, R40 ;
+arch = sm_90a
+\t\tFunction : void fusecell::cuda::correlate<fusecell::bfloat16>(fusecell::cuda::ConvolutionArgs<fusecell::bfloat16>)
+        /*0110*/                   HMMA.16816.F32.BF16 R40, R16.reuse, R20, R40 ;
+        /*0120*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+\t\tFunction : void fusecell::cuda::correlate<float>(fusecell::cuda::ConvolutionArgs<float>)
+        /*0130*/                   HFMA2.MMA R40, R16, R20, R40 ;
+"""
+
+
+@pytest.mark.usefixtures("tools")
+def test_report_wants_tensor_cores_for_16_bits_and_for_nothing_else() -> None:
+    import kernel_report
+
+    half, single = "correlate<bfloat16>", "correlate<float>"
+    counted = kernel_report.matrix_instructions(SASS)
+    assert counted == {"sm_75": {half: 0}, "sm_90a": {half: 2, single: 0}}
+    kernels = {gpu: dict.fromkeys(names, "") for gpu, names in counted.items()}
+    assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [half, single], counted) == []
+    assert kernel_report.complaints({"sm_75": kernels["sm_75"]}, [half], counted) == []
+    wrong = {"sm_90a": {half: 0, single: 1}}
+    assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [half, single], wrong) == [
+        "sm_90a: correlate<bfloat16> does not use tensor cores",
+        "sm_90a: correlate<float> uses tensor cores",
+    ]
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    ("gpu", "registers", "shared", "expected"),
+    [
+        ("sm_90a", 72, 77824, 3),
+        ("sm_90a", 72, 77825, 2),
+        ("sm_90", 128, 0, 2),
+        ("sm_90", 129, 0, 1),
+        ("sm_90", 32, 0, 8),
+        ("sm_75", 64, 0, 4),
+        ("sm_86", 80, 50176, 2),
+        ("sm_86", 80, 50177, 1),
+        ("sm_75", 100, 32768, 2),
+        ("sm_75", 100, 32769, 1),
+    ],
+)
+def test_how_many_blocks_a_multiprocessor_holds(gpu: str, registers: int, shared: int, expected: int) -> None:
+    import kernel_report
+
+    assert kernel_report.blocks_at_once(gpu, registers, shared) == expected
 
 
 # ------------------------------------------------------------------------------------------------ fusecell info

@@ -67,6 +67,63 @@ def test_the_same_bits_with_a_thread_for_each_thread(case: Case) -> None:
     assert same_bits(run(case), expected)
 
 
+# ------------------------------------------------------------------------------------------------- tensor cores
+def halves(case: Case, dtype: Any) -> Arrays:
+    """A case's arguments in 16 bits, but for the cell state."""
+    arguments = case.arguments(np.random.default_rng(zlib.crc32(str(case).encode())), dtype)
+    return {n: a.astype(np.float32) if n == "c_0" and a is not None else a for n, a in arguments.items()}
+
+
+def run_halves(case: Case, arguments: Arrays, controls: str) -> tuple[Outcome, int]:
+    """The outcome, and how many products of matrices it took."""
+    _emulated.set_controls(controls, False)
+    _emulated.reset_statistics()
+    return run_case(OPS, case, arguments, None), _emulated.statistics()["matrix_products"]
+
+
+CONVOLUTIONS = [c for c in CASES if c.op in ("conv_lstm", "conv2d")]
+
+
+# The emulation adds a product's terms in the order of the taps, which on a GPU is the hardware's own.
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_tensor_cores_give_what_plain_products_give(case: Case, dtype: Any) -> None:
+    arguments = halves(case, dtype)
+    plain, without = run_halves(case, arguments, "tensor_cores=off")
+    got, products = run_halves(case, arguments, "")
+    assert same_bits(got, plain)
+    assert without == 0
+    assert (products > 0) == (min(case.shape.get("B", 1), case.shape.get("T", 1)) > 0)
+    late, again = run_halves(case, arguments, "copies=late,order=random,seed=2")
+    assert same_bits(late, plain)
+    assert again == products
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+@pytest.mark.parametrize("shape", [{"I": 1, "C": 1}, {"I": 3, "C": 20}])
+def test_tensor_cores_spread_a_number_as_far_as_taps_reach(shape: dict[str, int], number: float) -> None:
+    """Taps that fill up a product of 16 are zero on both sides: no zero of theirs meets an infinity."""
+    case = Case("conv_lstm", "not finite", {"T": 1, "B": 2, "H": 9, "W": 9, "k": 3} | shape)
+    arguments = halves(case, ml_dtypes.bfloat16)
+    arguments["x"][0, 1, 0, 4, 5] = number  # type: ignore[index]
+    got = run_case(OPS, case, arguments, None).outputs["y"].astype(np.float32)
+    reached = np.zeros(got.shape, bool)
+    reached[0, 1, :, 3:6, 4:7] = True
+    assert np.isfinite(got[~reached]).all()
+    plain, _ = run_halves(case, arguments, "tensor_cores=off")
+    np.testing.assert_array_equal(got, plain.outputs["y"].astype(np.float32))
+    assert np.isnan(number) <= np.isnan(got[reached]).all()
+
+
+@pytest.mark.parametrize("case", [c for c in SMALL if c in CONVOLUTIONS], ids=str)
+def test_tensor_cores_race_free(case: Case) -> None:
+    arguments = halves(case, ml_dtypes.bfloat16)
+    expected, _ = run_halves(case, arguments, "")
+    got, products = run_halves(case, arguments, "engine=threads,copies=late")
+    assert same_bits(got, expected)
+    assert products > 0
+
+
 def test_every_kernel_has_run(rng: np.random.Generator) -> None:
     _emulated.reset_statistics()
     for case in SMALL:
@@ -79,6 +136,7 @@ def test_every_kernel_has_run(rng: np.random.Generator) -> None:
     OPS.sgd_update_([x], [x.copy()], lr=0.1)
     listed = set(re.findall(r"KERNEL\([\w.]+, (\w+)", KERNELS.read_text()))
     assert set(_emulated.launched_kernels()) == listed
+    assert _emulated.statistics()["matrix_products"] == 0  # of float32 there are none
     statistics = _emulated.statistics()
     assert min(statistics["barriers"], statistics["shuffles"], statistics["async_copies"]) > 0
 
@@ -215,6 +273,12 @@ def test_more_channels_than_a_grid_has_rows_are_refused() -> None:
         OPS.lstm_gates_backward(saved, c)
     with pytest.raises(ValueError, match="weight: expected at most 65535 rows on a GPU, got 65536"):
         OPS.conv2d_forward(np.zeros((1, 1, 1, 1)), np.zeros((65536, 1, 1, 1)))
+
+
+def test_more_taps_than_kernels_count_are_refused() -> None:
+    x, weight = (np.zeros((1, 2**29 + 1, 1, 1), np.float16) for _ in range(2))  # memory that nobody touches
+    with pytest.raises(ValueError, match="weight: expected at most 2\\^29 taps on a GPU, got 536870913"):
+        OPS.conv2d_forward(x, weight)
 
 
 def test_a_last_chunk_that_is_shorter_takes_no_more_parts_than_were_planned() -> None:

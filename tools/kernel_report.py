@@ -1,9 +1,11 @@
-"""What nvcc made of each CUDA kernel: registers, shared memory and stack per GPU, compile times and sizes.
+"""What nvcc made of each CUDA kernel: registers, shared memory and stack per GPU, how many blocks a multiprocessor
+holds at once, instructions of tensor cores, compile times and sizes.
 
     python tools/kernel_report.py BUILD_FOLDER
 
 Reads the objects that `make cuda` left there; `cuobjdump` comes from PATH or from PyPI's wheel. Exit status 1: other
-kernels than csrc/cuda/kernels.def lists, or more than 64 for one GPU.
+kernels than csrc/cuda/kernels.def lists, more than 64 for one GPU, or a convolution of 16-bit tensors that is not on
+tensor cores where the GPU has them for both types (from sm_80 on), or another kernel that is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MOST_KERNELS = 64
 COLUMNS = {"REG": "registers", "SHARED": "shared", "STACK": "stack"}
+ON_TENSOR_CORES = re.compile(r"(forward_step|backward_step|correlate|weight_gradient)<b?float16\b")
+# What a multiprocessor has, by compute capability: KiB of shared memory, of which a block takes one more than it asks
+# for from 80 on, which cuobjdump counts from 90 on; and threads. Of registers it has 65536 everywhere.
+MULTIPROCESSORS = {75: (64, 1024), 80: (164, 2048), 86: (100, 1536), 89: (100, 1536), 90: (228, 2048)}
+MULTIPROCESSORS |= {100: (228, 2048), 120: (100, 1536)}
+THREADS = 256  # of every block
+IN_SASS = re.compile(r"^arch = |Function : |\bHG?MMA\.")
 
 Kernels = dict[str, dict[str, str]]
 """GPU -> kernel -> what it uses."""
@@ -56,8 +65,39 @@ def parse(dump: str) -> Kernels:
             name = plain_name(match[1])
         elif match := re.match(r"  REG:", line):
             used = dict(re.findall(r"(\w+):(\d+)", line))
-            kernels.setdefault(gpu, {})[name] = ", ".join(f"{used[key]} {word}" for key, word in COLUMNS.items())
+            words = [f"{used[key]} {word}" for key, word in COLUMNS.items()]
+            if capability(gpu) in MULTIPROCESSORS:
+                words.append(f"{blocks_at_once(gpu, int(used['REG']), int(used['SHARED']))} blocks at once")
+            kernels.setdefault(gpu, {})[name] = ", ".join(words)
     return kernels
+
+
+def matrix_instructions(dump: str) -> dict[str, dict[str, int]]:
+    """GPU -> kernel -> how many there are, of what `cuobjdump -sass` prints, its names demangled."""
+    counts: dict[str, dict[str, int]] = {}
+    gpu = name = ""
+    for line in dump.splitlines():
+        if match := re.match(r"arch = (\w+)", line):
+            gpu = match[1]
+        elif match := re.match(r"\s+Function : (.+)$", line):
+            name = plain_name(match[1])
+            counts.setdefault(gpu, {})[name] = 0
+        elif re.search(r"\bHG?MMA\.", line):
+            counts[gpu][name] += 1
+    return counts
+
+
+def capability(gpu: str) -> int:
+    """90 for sm_90a."""
+    return int(re.sub(r"\D", "", gpu))
+
+
+def blocks_at_once(gpu: str, registers: int, shared: int) -> int:
+    """How many blocks a multiprocessor holds: registers go to warps in units of 256, shared memory in units of 128."""
+    kibibytes, threads = MULTIPROCESSORS[capability(gpu)]
+    of_block = -(-shared // 128) * 128 + 1024 * (80 <= capability(gpu) < 90)
+    most = [65536 // (-(-registers // 8) * 8 * THREADS), threads // THREADS]
+    return min([*most, kibibytes * 1024 // of_block] if of_block else most)
 
 
 def cuobjdump() -> str:
@@ -79,8 +119,8 @@ def seconds(build: Path) -> dict[str, float]:
     return {row[3]: (int(row[1]) - int(row[0])) / 1000 for row in rows if len(row) > 3}
 
 
-def complaints(kernels: Kernels, listed: list[str]) -> list[str]:
-    """What is wrong with these kernels."""
+def complaints(kernels: Kernels, listed: list[str], on_tensor_cores: dict[str, dict[str, int]]) -> list[str]:
+    """What is wrong with these kernels. on_tensor_cores: as matrix_instructions counts."""
     found = []
     for gpu, names in kernels.items():
         if len(names) > MOST_KERNELS:
@@ -89,31 +129,43 @@ def complaints(kernels: Kernels, listed: list[str]) -> list[str]:
             found.append(
                 f"{gpu}: {name} is {'compiled, but not' if name in names else 'not compiled, but'} in kernels.def"
             )
+        for name in names:
+            wanted = capability(gpu) >= 80 and ON_TENSOR_CORES.match(name) is not None
+            if wanted != (on_tensor_cores[gpu][name] > 0):
+                found.append(f"{gpu}: {name} {'does not use' if wanted else 'uses'} tensor cores")
     return found or ([] if kernels else ["there are no kernels"])
+
+
+def dumped(option: str, file: Path) -> str:
+    """What cuobjdump says of an object, its names demangled."""
+    said = subprocess.run([cuobjdump(), option, file], capture_output=True, text=True, check=True).stdout
+    kept = "".join(f"{line}\n" for line in said.splitlines() if option != "-sass" or IN_SASS.search(line))
+    return subprocess.run(["c++filt"], input=kept, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> int:
     """Print the report."""
     build = Path(sys.argv[1])
     times, everything = seconds(build), Kernels()
+    on_tensor_cores: dict[str, dict[str, int]] = {}
     recipe = (build / "build.ninja").read_text()  # an object of a source that is gone may lie there still
     for file in sorted(build.glob("CMakeFiles/fusecell_cuda_kernels.dir/**/*.o")):
         if str(file.relative_to(build)) not in recipe:
             continue
-        dump = subprocess.run([cuobjdump(), "-res-usage", file], capture_output=True, text=True, check=True).stdout
-        kernels = parse(subprocess.run(["c++filt"], input=dump, capture_output=True, text=True, check=True).stdout)
+        kernels, matrix = parse(dumped("-res-usage", file)), matrix_instructions(dumped("-sass", file))
         time = times.get(str(file.relative_to(build)), float("nan"))
         print(f"{file.name}: {file.stat().st_size / 1000:.0f} kB, {time:.1f} s")
         for gpu, names in kernels.items():
             everything.setdefault(gpu, {}).update(names)
+            on_tensor_cores.setdefault(gpu, {}).update(matrix[gpu])
             for name in sorted(names):
-                print(f"  {gpu:<7} {name}: {names[name]}")
+                print(f"  {gpu:<7} {name}: {names[name]}, {matrix[gpu][name]} of tensor cores")
     modules = [file for file in build.glob("_cuda.*.so")]
     print("".join(f"{file.name}: {file.stat().st_size / 1000:.0f} kB\n" for file in modules), end="")
     print(", ".join(f"{gpu}: {len(names)} kernels" for gpu, names in everything.items()))
 
     listed = listed_kernels((ROOT / "csrc/cuda/kernels.def").read_text(encoding="utf-8"))
-    wrong = complaints(everything, [name for _, name in listed])
+    wrong = complaints(everything, [name for _, name in listed], on_tensor_cores)
     print("".join(f"{complaint}\n" for complaint in wrong), end="", file=sys.stderr)
     return bool(wrong)
 

@@ -22,6 +22,8 @@ void define_extras(pybind11::module_& m) {
     result["blocks"] = statistics.blocks;
     result["barriers"] = statistics.barriers;
     result["shuffles"] = statistics.shuffles;
+    result["matrix_loads"] = statistics.matrix_loads;
+    result["matrix_products"] = statistics.matrix_products;
     result["async_copies"] = statistics.async_copies;
     return result;
   });

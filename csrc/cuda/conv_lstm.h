@@ -105,7 +105,7 @@ class Sequence {
     step.correlate.operand[0] = input.operand(x(t));
     step.correlate.operand[0].images.lengths = nullptr;  // what it computes in the padding is thrown away
     step.correlate.operand[1] = state.operand(h_before(t, true));
-    if (s == 0 && !args_.h_0.present) step.correlate.operand[1].stages = 0;
+    if (s == 0 && !args_.h_0.present) step.correlate.operand[1].depth = 0;
     step.cell = cell();
     step.h_before = h_before(t, false);
     step.c_before = c_before(t);

@@ -10,7 +10,7 @@ namespace fusecell::cuda {
 template <class S>
 struct BackwardStepArgs {
   using A = Accumulate<S>;
-  CorrelateArgs<S> correlate;  // operand 0: dz of the step after; no stages at the first, or where it is detached
+  CorrelateArgs<S> correlate;  // operand 0: dz of the step after; no taps at the first, or where it is detached
   CellArgs<S> cell;
   const S* gates;  // [B, 4C, P] of this step
   Images<A> c_before;
@@ -83,12 +83,12 @@ FUSECELL_DEVICE void finish_backward_step(const BackwardStepArgs<S>& args, const
 template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) backward_step(const BackwardStepArgs<S> args) {
   using A = Accumulate<S>;
-  FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
-  FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);
+  FUSECELL_SHARED(S, weights, kWeightBuffers<S>);
+  FUSECELL_SHARED(A, values, kTileBuffer<S>);
   using Sums = StatisticSums<A>;
   FUSECELL_SHARED(double, warp_squares, kThreads / 32 * Sums::kSquares);
   FUSECELL_SHARED(A, warp_others, kThreads / 32 * Sums::kOthers);
-  const Tile<S> tile = correlate_tile(args.correlate, weights, pixels);
+  const Tile<S> tile = correlate_tile(args.correlate, weights, values);
   const int64_t left = args.cell.channels - tile.row;
   const int most = 4 << args.correlate.group_shift, channels = left < most ? int(left) : most;
   // A pointer that may be null keeps them in local memory, which costs little: in registers they would make all the

@@ -11,7 +11,7 @@ namespace fusecell::cuda {
 template <class S>
 struct ForwardStepArgs {
   using A = Accumulate<S>;
-  CorrelateArgs<S> correlate;  // operand 1: the state; without a step before and without h_0, no stages
+  CorrelateArgs<S> correlate;  // operand 1: the state; without a step before and without h_0, no taps
   CellArgs<S> cell;
   Images<S> h_before;  // [B, C, P]; read again by zoneout
   Images<A> c_before;
@@ -80,9 +80,9 @@ FUSECELL_DEVICE void finish_step(const ForwardStepArgs<S>& args, const Tile<S>& 
 template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) forward_step(const ForwardStepArgs<S> args) {
   using A = Accumulate<S>;
-  FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
-  FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);
-  const Tile<S> tile = correlate_tile(args.correlate, weights, pixels);
+  FUSECELL_SHARED(S, weights, kWeightBuffers<S>);
+  FUSECELL_SHARED(A, values, kTileBuffer<S>);
+  const Tile<S> tile = correlate_tile(args.correlate, weights, values);
   const int64_t left = args.cell.channels - tile.row / 4;
   const int most = 1 << args.correlate.group_shift, channels = left < most ? int(left) : most;
   for_pieces(args.correlate, tile, channels, args.cell.whole,

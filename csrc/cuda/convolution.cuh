@@ -20,11 +20,9 @@ struct PackArgs {
   Layout layout;
   int64_t out_channels, in_channels, kernel[2], dilation[2];
   int64_t taps, rows, padded_taps, padded_rows;
-  Accumulate<S>* packed;  // [padded_taps][padded_rows]
-  Tap* tap;               // [padded_taps]
+  S* packed;  // [padded_taps][padded_rows]
+  Tap* tap;   // [padded_taps]
 };
-
-constexpr int32_t kNowhere = INT32_MIN / 2;  // outside of every image, whatever is added to it
 
 template <class S>
 __global__ void __launch_bounds__(kThreads) pack_weights(const PackArgs<S> args) {
@@ -35,12 +33,12 @@ __global__ void __launch_bounds__(kThreads) pack_weights(const PackArgs<S> args)
   const int64_t kh = quotient(in_kernel, args.kernel[1]), kw = in_kernel - kh * args.kernel[1];
   const bool transposed = args.layout == Layout::transposed;
 
-  Accumulate<S> value = 0;
+  S value = {};
   if (k < args.taps && row < args.rows) {
     int64_t o = transposed ? channel : row;
     if (args.layout == Layout::interleaved) o = row % 4 * (args.out_channels / 4) + row / 4;
     const int64_t in = transposed ? row : channel;
-    value = widen(args.weight[(o * args.in_channels + in) * kernel + in_kernel]);
+    value = args.weight[(o * args.in_channels + in) * kernel + in_kernel];
   }
   args.packed[i] = value;
   if (row == 0) {
@@ -68,9 +66,9 @@ template <class S>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) correlate(const ConvolutionArgs<S> args) {
   using A = Accumulate<S>;
   constexpr int V = kEndPack<S>;
-  FUSECELL_SHARED(A, weights, 2 * kDepth * kMostRows);
-  FUSECELL_SHARED(A, pixels, 2 * kPixelBuffer<A>);
-  const Tile<S> tile = correlate_tile(args.correlate, weights, pixels);
+  FUSECELL_SHARED(S, weights, kWeightBuffers<S>);
+  FUSECELL_SHARED(A, values, kTileBuffer<S>);
+  const Tile<S> tile = correlate_tile(args.correlate, weights, values);
   const int64_t left = args.rows - tile.row;
   const int most = 4 << args.correlate.group_shift, rows = left < most ? int(left) : most;
   for_pieces(args.correlate, tile, rows, args.whole, [&](int row, int in_tile, const Span& span, int64_t n, int64_t p) {

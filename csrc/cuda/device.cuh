@@ -24,6 +24,55 @@ FUSECELL_DEVICE T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lane_mask);
 }
 
+// ----------------------------------------------------------------------------------------------------- tensor cores
+// Of bfloat16 and float16 with sums in float: from sm_80 on. What follows runs there only, by all lanes of a warp.
+FUSECELL_DEVICE constexpr bool has_tensor_cores() {
+#if __CUDA_ARCH__ >= 800
+  return true;
+#else
+  return false;
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit elements out of shared memory, transposed: lanes 8 m to 8 m + 7 give the places of the
+// rows of matrix m, 16 bytes each and so aligned; a lane's part[m] are rows 2 (lane % 4) and the next of column lane
+// / 4.
+template <class S>
+FUSECELL_DEVICE void load_matrices_transposed(const S* row, uint32_t (&part)[4]) {
+  static_assert(sizeof(S) == 2);
+#if __CUDA_ARCH__ >= 800
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
+#endif
+}
+
+// sum += a b: 16 rows by 16, 16 by 8 columns. Of a, which is the transpose of what load_matrices_transposed was given,
+// part 0 has rows 0 to 7 of k = 0 to 7, part 1 the other rows, parts 2 and 3 the other half of k; of b, part 0 has
+// k = 0 to 7. A lane's sums: row lane / 4, columns 2 (lane % 4) and the next; then row lane / 4 + 8.
+FUSECELL_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], const bfloat16*) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+FUSECELL_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], const float16*) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------- memory
+// Loads before it are issued before loads after it. All threads of a warp come here together. Without it nvcc 13.0
+// moves sixteen loads' addresses to the front, and spills them.
+FUSECELL_DEVICE void keep_loads_apart() { __syncwarp(); }
+
 // 8 or 16 bytes to global memory in one access. An assignment is not enough: nvcc 13.0 splits it where another branch
 // writes the same place piece by piece.
 FUSECELL_DEVICE void store_global(void* to, const uint32_t (&word)[2]) {

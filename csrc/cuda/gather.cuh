@@ -50,12 +50,15 @@ FUSECELL_DEVICE Image<const T> image_of(const Images<T>& of, int64_t n, int64_t&
   return of.initial.image(b);
 }
 
-// A pixel of the result, as a source sees it. Strides in 32 bits: a tap's place costs no more than without them.
+constexpr int32_t kNowhere = INT32_MIN / 2;  // outside of every image, whatever a tap adds to it, kNowhere included
+
+// A pixel of the result, as a source sees it. Strides in 32 bits and without a sign, as a product with 64 bits is one
+// instruction: a tap's place costs no more than without them.
 template <class T>
 struct Column {
-  const T *image, *mask;
-  int32_t channel, pixel;  // strides of the image
-  int32_t h, w;
+  const T *image = nullptr, *mask = nullptr;
+  uint32_t channel = 0, pixel = 0;  // strides of the image
+  int32_t h = kNowhere, w = kNowhere;
 };
 
 template <class T>
@@ -63,9 +66,10 @@ FUSECELL_DEVICE Column<T> column_of(const Images<T>& images, const Geometry& g, 
   int64_t b = 0;
   Column<T> column;
   const Image<const T> image = image_of(images, n, b);
+  if (!image.data) return column;
   column.image = image.data;
-  column.channel = int32_t(image.channel);
-  column.pixel = int32_t(image.pixel);
+  column.channel = uint32_t(image.channel);
+  column.pixel = uint32_t(image.pixel);
   column.mask = images.mask ? images.mask + b * images.mask_image : nullptr;
   const auto row = int32_t(quotient(p, g.columns));
   column.h = row * g.step[0] - g.low[0];
@@ -73,21 +77,37 @@ FUSECELL_DEVICE Column<T> column_of(const Images<T>& images, const Geometry& g, 
   return column;
 }
 
-template <class T>
-FUSECELL_DEVICE Accumulate<T> gather(const Column<T>& column, const Geometry& g, const Tap& tap) {
+FUSECELL_DEVICE bool divides(const Geometry& g) { return g.divide[0] != 1 || g.divide[1] != 1; }
+
+// Whether a tap meets the image, and at which pixel of the plane. kDivides: as divides(g) has it; a loop without the
+// divisions is a third as long, with all its loads under way at once.
+template <bool kDivides, class T>
+FUSECELL_DEVICE bool meets(const Column<T>& column, const Geometry& g, const Tap& tap, uint32_t& p) {
   int32_t h = column.h + tap.h, w = column.w + tap.w;
-  if (g.divide[0] != 1 || g.divide[1] != 1) {
-    if (h % g.divide[0] != 0 || w % g.divide[1] != 0) return Accumulate<T>(0);
+  if constexpr (kDivides) {
+    if (h % g.divide[0] != 0 || w % g.divide[1] != 0) return false;
     h /= g.divide[0];
     w /= g.divide[1];
   }
+  p = uint32_t(h) * uint32_t(g.extent[1]) + uint32_t(w);
   // As unsigned numbers: what is negative is beyond the end, too.
-  const bool inside = uint32_t(h) < uint32_t(g.extent[0]) && uint32_t(w) < uint32_t(g.extent[1]);
-  if (!inside || !column.image) return Accumulate<T>(0);
-  const int32_t p = h * g.extent[1] + w;
-  const Accumulate<T> value = widen(column.image[int64_t(tap.channel) * column.channel + int64_t(p) * column.pixel]);
-  if (!column.mask) return value;
-  return value * widen(column.mask[int64_t(tap.channel) * (g.extent[0] * g.extent[1]) + p]);
+  return uint32_t(h) < uint32_t(g.extent[0]) && uint32_t(w) < uint32_t(g.extent[1]);
+}
+
+template <bool kDivides, class T>
+FUSECELL_DEVICE T gather(const Column<T>& column, const Geometry& g, const Tap& tap) {
+  uint32_t p = 0;
+  if (!meets<kDivides>(column, g, tap, p)) return T{};
+  return column.image[uint64_t(uint32_t(tap.channel)) * column.channel + uint64_t(p) * column.pixel];
+}
+
+// What was gathered, times the mask where there is one. Rounded to T again: products take what has the type of what is
+// stored, on any machine.
+template <class T>
+FUSECELL_DEVICE T masked(T value, const Column<T>& column, const Geometry& g, const Tap& tap) {
+  uint32_t p = 0;
+  if (!column.mask || !meets<false>(column, g, tap, p)) return value;
+  return narrow<T>(widen(value) * widen(column.mask[int64_t(tap.channel) * (g.extent[0] * g.extent[1]) + p]));
 }
 
 }  // namespace fusecell::cuda

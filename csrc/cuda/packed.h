@@ -24,6 +24,8 @@ inline void expect_extents(const ConvolutionShape& conv) {
   }
   const int64_t pixels = std::max(conv.in_pixels(), conv.out_pixels());
   if (pixels > INT32_MAX) value_error("x", "images of less than 2^31 pixels on a GPU", std::to_string(pixels));
+  const int64_t taps = std::max(conv.in_channels, conv.out_channels) * conv.taps();
+  if (taps > kLargest) value_error("weight", "at most 2^29 taps on a GPU", std::to_string(taps));
   if (conv.out_channels > kMostGridRows) {
     value_error("weight", "at most 65535 rows on a GPU", std::to_string(conv.out_channels));
   }
@@ -59,10 +61,10 @@ class PackedWeights {
     const bool transposed = layout == Layout::transposed;
     rows_ = transposed ? conv.in_channels : conv.out_channels;
     taps_ = (transposed ? conv.out_channels : conv.in_channels) * conv.taps();
-    group_shift_ = tile_group_shift(rows_);
+    group_shift_ = std::max(tile_group_shift(rows_), kLeastGroupShift<S>);
     padded_rows_ = round_up(rows_, kRowsPerThread << group_shift_);
-    padded_taps_ = round_up(taps_, kDepth);
-    packed_ = arena.take<Accumulate<S>>(checked_product("scratch", {padded_taps_, padded_rows_}));
+    padded_taps_ = round_up(taps_, depth_of_stage<S>(group_shift_));
+    packed_ = arena.take<S>(checked_product("scratch", {padded_taps_, padded_rows_}));
     tap_ = arena.take<Tap>(padded_taps_);
     expect_extents(conv);
   }
@@ -86,9 +88,7 @@ class PackedWeights {
     run_pack_weights(context, args);
   }
 
-  Operand<S> operand(const Images<S>& images) const {
-    return {images, geometry(), tap_, packed_, padded_taps_ / kDepth};
-  }
+  Operand<S> operand(const Images<S>& images) const { return {images, geometry(), tap_, packed_, int(padded_taps_)}; }
 
   Geometry geometry() const {
     const bool transposed = layout_ == Layout::transposed;
@@ -117,8 +117,8 @@ class PackedWeights {
   int64_t pixels() const { return layout_ == Layout::transposed ? conv_.in_pixels() : conv_.out_pixels(); }
 
   dim3 grid(int64_t samples) const {
-    const int64_t width = (kThreads >> group_shift_) * kPixelsPerThread<Accumulate<S>>;
-    const int64_t tiles = ceil_div(checked_product("x", {samples, pixels()}), width);
+    const int64_t tiles =
+        ceil_div(checked_product("x", {samples, pixels()}), int64_t(1) << (kWidthShift<S> - group_shift_));
     return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(padded_rows_ / (kRowsPerThread << group_shift_)));
   }
 
@@ -139,7 +139,7 @@ class PackedWeights {
   Layout layout_;
   int64_t rows_, taps_, padded_rows_, padded_taps_;
   int group_shift_;
-  Accumulate<S>* packed_;
+  S* packed_;
   Tap* tap_;
 };
 

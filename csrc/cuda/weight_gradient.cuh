@@ -5,6 +5,7 @@
 #include "cell/gates.h"
 #include "cuda/gather.cuh"
 #include "cuda/packs.cuh"
+#include "cuda/products.cuh"
 
 namespace fusecell::cuda {
 
@@ -13,6 +14,7 @@ constexpr int kGradientTile = 64;                  // rows of dz, and taps
 constexpr int kGradientDepth = 16;                 // pixels of a stage
 constexpr int kGradientPitch = kGradientTile + 4;  // fewer bank conflicts, and still 16-byte aligned
 constexpr int kGradientLoads = kGradientTile * kGradientDepth / kThreads;
+constexpr int kGradientBuffers = 2 * kGradientDepth * kGradientPitch;
 
 template <class S>
 struct WeightGradientArgs {
@@ -26,15 +28,32 @@ struct WeightGradientArgs {
   Accumulate<S>* partial;   // [gridDim.z][rows][count]
 };
 
+// What a block sums: rows and taps from these on, over the pixels of its part.
+struct GradientBlock {
+  int64_t row, tap, first, end;
+};
+
 template <class S>
-__global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradientArgs<S> args) {
-  using A = Accumulate<S>;
-  constexpr int kEach = 4;  // a thread's rows, and its taps
-  FUSECELL_SHARED(A, dz_tile, 2 * kGradientDepth * kGradientPitch);
-  FUSECELL_SHARED(A, image_tile, 2 * kGradientDepth * kGradientPitch);
-  const int64_t row = int64_t(blockIdx.y) * kGradientTile, tap = int64_t(blockIdx.x) * kGradientTile;
+FUSECELL_DEVICE GradientBlock gradient_block(const WeightGradientArgs<S>& args) {
   const int64_t total = args.samples * args.pixels, first = int64_t(blockIdx.z) * args.pixels_per_part;
   const int64_t end = first + args.pixels_per_part < total ? first + args.pixels_per_part : total;
+  return {int64_t(blockIdx.y) * kGradientTile, int64_t(blockIdx.x) * kGradientTile, first, end};
+}
+
+template <class S>
+FUSECELL_DEVICE void store_gradient(const WeightGradientArgs<S>& args, int64_t row, int64_t tap, Accumulate<S> sum) {
+  if (row < args.rows && tap < args.count) {
+    args.partial[(int64_t(blockIdx.z) * args.rows + row) * args.count + tap] = sum;
+  }
+}
+
+// dz_tile, image_tile: kGradientBuffers shared elements each.
+template <class S>
+FUSECELL_DEVICE void plain_gradient(const WeightGradientArgs<S>& args, Accumulate<S>* dz_tile,
+                                    Accumulate<S>* image_tile) {
+  using A = Accumulate<S>;
+  constexpr int kEach = 4;  // a thread's rows, and its taps
+  const auto [row, tap, first, end] = gradient_block(args);
   const int64_t stages = (end - first + kGradientDepth - 1) / kGradientDepth;
   // Loads: one pixel, kGradientLoads rows and as many taps. Products: 4 rows by 4 taps.
   const int load_pixel = int(threadIdx.x) % kGradientDepth, load_line = int(threadIdx.x) / kGradientDepth;
@@ -45,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradient
   for (int i = 0; i < kGradientLoads; ++i) {
     const int64_t k = tap + load_line + i * (kGradientTile / kGradientLoads);
     taps[i] = args.taps[k < args.count ? k : 0];
-    if (k >= args.count) taps[i].h = INT32_MIN / 2;
+    if (k >= args.count) taps[i].h = kNowhere;
   }
   A sum[kEach][kEach] = {};
   A fetched_dz[kGradientLoads], fetched_image[kGradientLoads];
@@ -56,12 +75,12 @@ __global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradient
       const int64_t at = first + next * kGradientDepth + load_pixel, n = quotient(at, args.pixels);
       const int64_t p = at - n * args.pixels;
       const bool inside = at < end;
-      Column<S> column = {};
+      Column<S> column;
       if (inside) column = column_of(args.images, args.geometry, n, p);
 #pragma unroll
       for (int i = 0; i < kGradientLoads; ++i) {
         const int64_t r = row + load_line + i * (kGradientTile / kGradientLoads);
-        fetched_image[i] = gather(column, args.geometry, taps[i]);
+        fetched_image[i] = widen(masked(gather<false>(column, args.geometry, taps[i]), column, args.geometry, taps[i]));
         // Where the image reads as zero because the step does not take place, dz is zero, too.
         fetched_dz[i] = inside && r < args.rows ? widen(args.dz[(n * args.rows + r) * args.pixels + p]) : A(0);
       }
@@ -95,12 +114,107 @@ __global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradient
   for (int r = 0; r < kEach; ++r) {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int64_t at_row = row + my_row + r, at_tap = tap + my_tap + k;
-      if (at_row < args.rows && at_tap < args.count) {
-        args.partial[(int64_t(blockIdx.z) * args.rows + at_row) * args.count + at_tap] = sum[r][k];
-      }
+      store_gradient(args, row + my_row + r, tap + my_tap + k, sum[r][k]);
     }
   }
+}
+
+// The same by tensor cores: rows of dz are a convolution's weights, taps its pixels, and pixels its taps.
+template <class S>
+class TensorGradient {
+ public:
+  FUSECELL_DEVICE_METHOD TensorGradient(const WeightGradientArgs<S>& args, S* dz_tile, S* image_tile)
+      : args_(args), block_(gradient_block(args)), dz_tile_(dz_tile), image_tile_(image_tile) {}
+
+  FUSECELL_DEVICE_METHOD void run() {
+    Products products(kTensorGroupShift, kTensorWidthShift);
+    const int64_t stages = (block_.end - block_.first + kDepth - 1) / kDepth;
+    int buffer = 0;
+    for (int64_t next = 0; next <= stages; ++next) {  // loads stage `next` while it multiplies the one before
+      if (next > 0) __syncthreads();
+      if (next < stages) fetch(next);
+      if (next > 0) {
+        const int from = (buffer ^ 1) * kBuffer;
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) products.take(dz_tile_ + from, image_tile_ + from, part);
+      }
+      if (next < stages) put(buffer);
+      buffer ^= 1;
+    }
+    products.for_pairs([&](int row, int tap, const Chunk<float, 2>& sums) {
+      store_gradient(args_, block_.row + row, block_.tap + tap, sums.element[0]);
+      store_gradient(args_, block_.row + row, block_.tap + tap + 1, sums.element[1]);
+    });
+  }
+
+ private:
+  using Products = TensorProducts<S, 32>;
+  static constexpr int kTensorGroupShift = 4, kTensorWidthShift = 6;  // 64 rows, and as many taps
+  static constexpr int kDepth = Products::depth(kTensorGroupShift), kBuffer = Products::kWeights;
+  // A warp fetches kDepth neighbouring pixels of one row and of one tap at a time.
+  static constexpr int kLines = kThreads / kDepth, kLoads = kGradientTile / kLines;
+  static_assert(kDepth == 32 && kBuffer == kDepth * kGradientTile);
+  static_assert(2 * kBuffer * int(sizeof(S)) <= kGradientBuffers * int(sizeof(float)));
+
+  FUSECELL_DEVICE_METHOD int pixel() const { return int(threadIdx.x) % kDepth; }
+  FUSECELL_DEVICE_METHOD int line(int i) const { return int(threadIdx.x) / kDepth + i * kLines; }
+  // Of `count` rows or taps from `first` on, where the lines of this thread end.
+  FUSECELL_DEVICE_METHOD int lines(int64_t first, int64_t count) const {
+    const int64_t left = count - first;
+    return left < kGradientTile ? int(left) : kGradientTile;
+  }
+  FUSECELL_DEVICE_METHOD Tap tap(int i) const {
+    return line(i) < lines(block_.tap, args_.count) ? args_.taps[block_.tap + line(i)] : Tap{0, kNowhere, kNowhere};
+  }
+
+  FUSECELL_DEVICE_METHOD void fetch(int64_t stage) {
+    const int64_t at = block_.first + stage * kDepth + pixel(), n = quotient(at, args_.pixels);
+    const int64_t p = at - n * args_.pixels;
+    Column<S> column;  // beyond the end: reads as zero
+    if (at < block_.end) column = column_of(args_.images, args_.geometry, n, p);
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (i % 4 == 0) device::keep_loads_apart();
+      image_[i] = gather<false>(column, args_.geometry, tap(i));
+    }
+    // Where the image reads as zero because the step does not take place, dz is zero, too.
+    const int rows = at < block_.end ? lines(block_.row, args_.rows) : 0;
+    const S* dz = args_.dz + (n * args_.rows + block_.row + line(0)) * args_.pixels + p;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i, dz += kLines * args_.pixels) dz_[i] = line(i) < rows ? *dz : S{};
+    if (!args_.images.mask) return;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (i % 4 == 0) device::keep_loads_apart();
+      image_[i] = masked(image_[i], column, args_.geometry, tap(i));
+    }
+  }
+
+  FUSECELL_DEVICE_METHOD void put(int buffer) const {
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int at = buffer * kBuffer + Products::place(pixel() * kGradientTile + line(i), kTensorWidthShift);
+      dz_tile_[at] = dz_[i];
+      image_tile_[at] = image_[i];
+    }
+  }
+
+  const WeightGradientArgs<S>& args_;
+  GradientBlock block_;
+  S *dz_tile_, *image_tile_;
+  S dz_[kLoads], image_[kLoads];
+};
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradientArgs<S> args) {
+  FUSECELL_SHARED(Accumulate<S>, dz_tile, kGradientBuffers);
+  FUSECELL_SHARED(Accumulate<S>, image_tile, kGradientBuffers);
+  if constexpr (sizeof(S) == 2) {
+    if (device::has_tensor_cores()) {
+      return TensorGradient<S>(args, reinterpret_cast<S*>(dz_tile), reinterpret_cast<S*>(image_tile)).run();
+    }
+  }
+  plain_gradient(args, dz_tile, image_tile);
 }
 
 // ------------------------------------------------------------------------------------------- bias and peepholes

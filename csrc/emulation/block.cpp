@@ -3,6 +3,7 @@
 #include <cstring>
 #include <exception>
 #include <numeric>
+#include <type_traits>
 
 namespace fusecell::emulation {
 namespace {
@@ -99,48 +100,98 @@ void Block::fail(const std::string& what) {
   __builtin_trap();
 }
 
-void Block::fail_between(const Meeting& meeting, int line) {
-  fail("__syncthreads at line " + std::to_string(line) + " while others wait at line " + std::to_string(meeting.line));
+void Block::fail_between(const Meeting& meeting, const Site& site) {
+  if (site.line == 0) fail(std::string(site.name) + " while others wait for " + meeting.site.name);
+  fail("__syncthreads at line " + std::to_string(site.line) + " while others wait at line " +
+       std::to_string(meeting.site.line));
 }
 
 void Block::diverged() {
   const auto missing = [](const Meeting& meeting) {
-    return " not reached by " + std::to_string(meeting.members - meeting.arrived) + " of " +
-           std::to_string(meeting.members) + " threads";
+    return std::string(meeting.site.name) + " not reached by " + std::to_string(meeting.members - meeting.arrived) +
+           " of " + std::to_string(meeting.members) + " threads";
   };
-  if (barrier_.arrived > 0) return note("__syncthreads" + missing(barrier_));
+  if (barrier_.arrived > 0) return note(missing(barrier_));
   for (size_t w = 0; w < warps_.size(); ++w) {
     const Meeting& meeting = warps_[w].meeting;
-    if (meeting.arrived > 0) return note("shuffle_xor" + missing(meeting) + " of warp " + std::to_string(w));
+    if (meeting.arrived > 0) return note(missing(meeting) + " of warp " + std::to_string(w));
   }
 }
 
 // ------------------------------------------------------------------------------------------ meeting
-bool Block::arrive(Meeting& meeting, int line) {
-  if (meeting.arrived == 0) meeting.line = line;
-  if (meeting.line != line) return false;
+bool Block::arrive(Meeting& meeting, const Site& site) {
+  if (meeting.arrived == 0) meeting.site = site;
+  if (meeting.site.name != site.name || meeting.site.line != site.line) return false;
   if (++meeting.arrived == meeting.members) {
     meeting.arrived = 0;
     ++meeting.generation;
-    ++(meeting.orders_memory ? statistics.barriers : statistics.shuffles);
+    ++(statistics.*site.count);
   }
   return true;
 }
 
-void Block::shuffle(const void* value, void* result, size_t bytes, int lane_mask) {
+// ------------------------------------------------------------------------------------------ a warp's exchanges
+// They move values; they order no other memory, and ThreadSanitizer is told so.
+template <class T>
+const T* Block::exchange(const T& value, const Site& site) {
+  static_assert(sizeof(T[kWarp]) <= sizeof(Warp::values[0]) && std::is_trivially_copyable_v<T>);
   const unsigned number = current_thread->number, first = number / kWarp * kWarp, lane = number % kWarp;
   if (threads_ - first < kWarp) {
-    fail("shuffle_xor in a warp of " + std::to_string(threads_ - first) + " threads");
+    fail(std::string(site.name) + " in a warp of " + std::to_string(threads_ - first) + " threads");
   }
+  const Unseen unseen;
+  Warp& warp = warps_[number / kWarp];
+  std::byte* values = warp.values[warp.meeting.generation % 2];
+  std::memcpy(values + lane * sizeof(T), &value, sizeof(T));
+  meet(warp.meeting, site);
+  return reinterpret_cast<const T*>(values);
+}
+
+void Block::shuffle(const void* value, void* result, size_t bytes, int lane_mask) {
   if (lane_mask < 0 || lane_mask >= static_cast<int>(kWarp)) {
     fail("shuffle_xor with lane mask " + std::to_string(lane_mask));
   }
-  const Unseen unseen;  // a shuffle moves a value; it orders no other memory
-  Warp& warp = warps_[number / kWarp];
-  auto& values = warp.values[warp.meeting.generation % 2];
-  std::memcpy(values[lane], value, bytes);
-  meet(warp.meeting, 0);
-  std::memcpy(result, values[lane ^ static_cast<unsigned>(lane_mask)], bytes);
+  std::array<std::byte, 8> own = {};
+  std::memcpy(own.data(), value, bytes);
+  const auto* of_lane = exchange(own, {"shuffle_xor", &Statistics::shuffles});
+  const Unseen unseen;
+  std::memcpy(result, &of_lane[current_thread->number % kWarp ^ static_cast<unsigned>(lane_mask)], bytes);
+}
+
+// Lanes 8 m to 8 m + 7 give the rows of matrix m; transposed, lane t gets its rows 2 (t % 4) and the next, column t
+// / 4.
+void Block::load_matrices(const void* row, uint32_t (&part)[4]) {
+  if (!aligned(row)) fail("load_matrices: the address is not aligned to 16 bytes");
+  if (!inside_shared(row, 16)) fail("load_matrices: the 16 bytes to be read are not in a shared array");
+  std::array<uint16_t, 8> own;
+  std::memcpy(own.data(), row, sizeof own);
+  const auto* row_of_lane = exchange(own, {"load_matrices", &Statistics::matrix_loads});
+  const Unseen unseen;
+  const unsigned lane = current_thread->number % kWarp;
+  for (unsigned m = 0; m < 4; ++m) {
+    const auto* rows = row_of_lane + 8 * m + 2 * (lane % 4);
+    part[m] = rows[0][lane / 4] | uint32_t{rows[1][lane / 4]} << 16;
+  }
+}
+
+// D = A B + C of 16 x 16, 16 x 8 and 16 x 8. With g = lane / 4 and t = lane % 4, of a word the low half first, a lane
+// has A: (g, 2t) (g, 2t+1), (g+8, the same), (g, 2t+8) (g, 2t+9), (g+8, the same); B: (2t, g) (2t+1, g), (2t+8, g)
+// (2t+9, g); C, D: (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1). The hardware adds in an order of its own; here it is
+// k's.
+void Block::multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t)) {
+  const std::array<uint32_t, 6> own = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const auto* of_lane = exchange(own, {"multiply_add", &Statistics::matrix_products});
+  const Unseen unseen;
+  const unsigned lane = current_thread->number % kWarp;
+  const auto half = [&](uint32_t word, unsigned k) { return widen(static_cast<uint16_t>(word >> (16 * (k % 2)))); };
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    for (unsigned k = 0; k < 16; ++k) {
+      const unsigned t = k % 8 / 2, upper = k / 8;
+      const uint32_t left = of_lane[4 * (row % 8) + t][row / 8 + 2 * upper], right = of_lane[4 * column + t][4 + upper];
+      sum[i] += half(left, k) * half(right, k);
+    }
+  }
 }
 
 // ------------------------------------------------------------------------------------------ memory

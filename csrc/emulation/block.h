@@ -48,12 +48,19 @@ struct Thread {
   void begin(unsigned number_in_block, const Extent& block);
 };
 
+// What threads come together for.
+struct Site {
+  const char* name;
+  int64_t Statistics::* count;
+  int line = 0;  // of a barrier, which no other can stand for
+};
+
 // Where `members` threads wait for each other, again and again.
 struct Meeting {
   unsigned members = 0;
   bool orders_memory = true;
   unsigned arrived = 0;
-  int line = 0;  // of the first to arrive
+  Site site = {};  // of the first to arrive
   uint64_t generation = 0;
   // A generation's late leavers must not be ordered after the next one's early comers: one edge for odd, one for even.
   std::array<char, 2> edges = {};
@@ -61,8 +68,8 @@ struct Meeting {
 
 struct Warp {
   Meeting meeting;
-  // Two sets: a fast lane deposits for the next shuffle while a slow one still reads from this.
-  std::byte values[2][kWarp][8];
+  // Two sets: a fast lane deposits for the next exchange while a slow one still reads from this.
+  alignas(8) std::byte values[2][kWarp * 24];
 };
 
 // Thrown through the kernel by the thread that failed and, with threads, by those that waited; fibres that waited are
@@ -73,8 +80,11 @@ class Block {
  public:
   virtual ~Block() = default;
 
-  void barrier(int line) { meet(barrier_, line); }
+  void barrier(int line) { meet(barrier_, {"__syncthreads", &Statistics::barriers, line}); }
   void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
+  void load_matrices(const void* row, uint32_t (&part)[4]);
+  void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
+  bool has_tensor_cores() const { return controls_.tensor_cores; }
   void* shared_array(const void* site, size_t bytes);
   void copy_async(void* shared, const void* global);
   void store_global(void* to, const void* from, size_t bytes);
@@ -85,17 +95,17 @@ class Block {
 
  protected:
   // Returns when all members have arrived. Open and diverged below are for it.
-  virtual void meet(Meeting& meeting, int line) = 0;
+  virtual void meet(Meeting& meeting, const Site& site) = 0;
   virtual std::unique_lock<std::mutex> lock() = 0;
   virtual void give_up() = 0;  // leaves the kernel: does not return
 
   void begin_launch(const Kernel& kernel, const Controls& controls);
   void begin_block(uint64_t number);
   void end_launch() { arrays_.clear(); }
-  bool arrive(Meeting& meeting, int line);  // opens it if this is the last; false: another barrier stands here
-  void diverged();                          // those who wait would wait for ever: say for what. Holds lock()
+  bool arrive(Meeting& meeting, const Site& site);  // opens it if this is the last; false: others wait for another
+  void diverged();                                  // those who wait would wait for ever: say for what. Holds lock()
   [[noreturn]] void fail(const std::string& what);
-  [[noreturn]] void fail_between(const Meeting& meeting, int line);
+  [[noreturn]] void fail_between(const Meeting& meeting, const Site& site);
   void call_kernel();  // in the calling thread; nothing gets out but what is noted
 
   const Kernel* kernel_ = nullptr;
@@ -110,6 +120,10 @@ class Block {
     std::unique_ptr<std::byte[]> memory;
   };
   bool inside_shared(const void* begin, size_t bytes);
+  // Deposits a lane's value and returns, when all have come, those of the warp: whole warps only. They stay until the
+  // lane's next exchange.
+  template <class T>
+  const T* exchange(const T& value, const Site& site);
   void note(const std::string& what);  // holds lock()
 
   Meeting barrier_;

@@ -21,7 +21,8 @@ struct Controls {
   Copies copies = Copies::eager;
   Order order = Order::forward;
   uint64_t seed = 0;
-  bool capturing = false;  // cudaStreamIsCapturing says so, and cudaStreamSynchronize refuses
+  bool tensor_cores = true;  // as from sm_80 on; without them kernels take what an older GPU takes
+  bool capturing = false;    // cudaStreamIsCapturing says so, and cudaStreamSynchronize refuses
 };
 
 // As FUSECELL_EMULATION has it: "engine=threads,copies=late,order=random,seed=3", any part of it in any order.
@@ -35,7 +36,9 @@ struct Statistics {
   int64_t launches;      // that were valid, those that failed included
   int64_t blocks;        // begun
   int64_t barriers;      // a whole block's __syncthreads counts once
-  int64_t shuffles;      // a whole warp's counts once
+  int64_t shuffles;      // a whole warp's counts once, as the next two do
+  int64_t matrix_loads;  // of four 8 x 8 matrices
+  int64_t matrix_products;
   int64_t async_copies;  // of 16 bytes each, at the call
   int64_t most_threads;  // in a block
 };

@@ -51,6 +51,11 @@ void barrier(int line) { block().barrier(line); }
 void shuffle(const void* value, void* result, size_t bytes, int lane_mask) {
   block().shuffle(value, result, bytes, lane_mask);
 }
+void load_matrices(const void* row, uint32_t (&part)[4]) { block().load_matrices(row, part); }
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t)) {
+  block().multiply_add(a, b, sum, widen);
+}
+bool has_tensor_cores() { return block().has_tensor_cores(); }
 void* shared_array(const void* site, size_t bytes) { return block().shared_array(site, bytes); }
 void copy_async(void* shared, const void* global) { block().copy_async(shared, global); }
 void store_global(void* to, const void* from, size_t bytes) { block().store_global(to, from, bytes); }
@@ -98,13 +103,17 @@ void set(Controls& controls, const std::string& key, const std::string& value) {
     controls.order = Order::reversed;
   } else if (is("order", "random")) {
     controls.order = Order::random;
+  } else if (is("tensor_cores", "on")) {
+    controls.tensor_cores = true;
+  } else if (is("tensor_cores", "off")) {
+    controls.tensor_cores = false;
   } else if (key == "seed" && !value.empty() && value.size() < 20 &&
              value.find_first_not_of("0123456789") == std::string::npos) {
     controls.seed = std::stoull(value);
   } else {
     throw std::invalid_argument(
         "FUSECELL_EMULATION: expected engine=fibres|threads, copies=eager|late, order=forward|reversed|random, "
-        "seed=<number>, separated by commas, got '" +
+        "tensor_cores=on|off, seed=<number>, separated by commas, got '" +
         key + "=" + value + "'");
   }
 }
@@ -193,6 +202,8 @@ bool run(const Kernel& kernel) {
   all.statistics.blocks += done.blocks;
   all.statistics.barriers += done.barriers;
   all.statistics.shuffles += done.shuffles;
+  all.statistics.matrix_loads += done.matrix_loads;
+  all.statistics.matrix_products += done.matrix_products;
   all.statistics.async_copies += done.async_copies;
   all.statistics.most_threads = std::max(all.statistics.most_threads, done.most_threads);
   if (!fault.empty()) all.fault = fault;

@@ -24,6 +24,9 @@ bool run(const Kernel& kernel);  // to its end; false: it failed, and last_fault
 
 void barrier(int line);
 void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
+void load_matrices(const void* row, uint32_t (&part)[4]);
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
+bool has_tensor_cores();
 void* shared_array(const void* site, size_t bytes);  // the block's array of this site, made by the first who asks
 void copy_async(void* shared, const void* global);
 void copy_commit();

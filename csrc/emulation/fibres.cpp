@@ -117,10 +117,10 @@ class FibreBlock final : public Block {
     __builtin_trap();  // nobody resumes a finished fibre
   }
 
-  void meet(Meeting& meeting, int line) override {
+  void meet(Meeting& meeting, const Site& site) override {
     running_->meeting = &meeting;
     running_->generation = meeting.generation;
-    if (!arrive(meeting, line)) fail_between(meeting, line);
+    if (!arrive(meeting, site)) fail_between(meeting, site);
     yield(State::waiting);  // the last to come, too: it has a place in the order of those who go on
   }
 

@@ -103,11 +103,11 @@ class Team final : public Block {
     ++begun_;
   }
 
-  void meet(Meeting& meeting, int line) override {
+  void meet(Meeting& meeting, const Site& site) override {
     // The generation cannot change before this thread has come, and was settled before it left the last one.
     const bool orders = meeting.orders_memory;
     uint64_t generation;
-    bool wrong_line;
+    bool wrong_site;
     {
       const Unseen unseen;
       generation = meeting.generation;
@@ -117,10 +117,10 @@ class Team final : public Block {
       const Unseen unseen;
       std::unique_lock held(mutex_);
       if (!fault.empty()) throw Abandoned{};
-      wrong_line = !arrive(meeting, line);
-      if (!wrong_line) wait(held, meeting, generation);
+      wrong_site = !arrive(meeting, site);
+      if (!wrong_site) wait(held, meeting, generation);
     }
-    if (wrong_line) fail_between(meeting, line);
+    if (wrong_site) fail_between(meeting, site);
     if (orders) after(meeting.edges[generation % 2]);
   }
 
@@ -195,6 +195,8 @@ std::string run_threads(const Kernel& kernel, const Controls& controls, Statisti
     statistics.blocks += team.statistics.blocks;
     statistics.barriers += team.statistics.barriers;
     statistics.shuffles += team.statistics.shuffles;
+    statistics.matrix_loads += team.statistics.matrix_loads;
+    statistics.matrix_products += team.statistics.matrix_products;
     statistics.async_copies += team.statistics.async_copies;
     statistics.most_threads = team.statistics.most_threads;
   }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "base/scalar.h"
 #include "emulation/engine.h"
 
 // NVIDIA's crt/host_defines.h may have been here: its __launch_bounds__ is an attribute that g++ does not know.
@@ -46,6 +47,19 @@ T shuffle_xor(T value, int lane_mask) {
   T result;
   emulation::shuffle(&value, &result, sizeof(T), lane_mask);
   return result;
+}
+
+inline void keep_loads_apart() {}
+
+inline bool has_tensor_cores() { return emulation::has_tensor_cores(); }
+template <class S>
+void load_matrices_transposed(const S* row, uint32_t (&part)[4]) {
+  static_assert(sizeof(S) == 2);
+  emulation::load_matrices(row, part);
+}
+template <class S>
+void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], const S*) {
+  emulation::multiply_add(a, b, sum, [](uint16_t bits) { return widen(S{bits}); });
 }
 
 inline void copy_async_16(void* shared, const void* global) { emulation::copy_async(shared, global); }
