@@ -16,6 +16,8 @@
 #define FUSECELL_DEVICE_METHOD __device__ __forceinline__
 // `name`: count elements of the block's shared memory.
 #define FUSECELL_SHARED(T, name, count) __shared__ __align__(16) T name[count]
+// `name`: the bytes that the launch asked for, aligned to 1024.
+#define FUSECELL_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 namespace fusecell::device {
 
@@ -34,8 +36,19 @@ FUSECELL_DEVICE constexpr bool has_tensor_cores() {
 #endif
 }
 
-// Four 8 x 8 matrices of 16-bit elements out of shared memory, transposed: lanes 8 m to 8 m + 7 give the places of the
-// rows of matrix m, 16 bytes each and so aligned; a lane's part[m] are rows 2 (lane % 4) and the next of column lane
+// Four matrices of 8 rows of 16 bytes out of shared memory: lanes 8 m to 8 m + 7 give the places of the rows of matrix
+// m, so aligned; a lane's part[m] is the word lane % 4 of row lane / 4.
+template <class S>
+FUSECELL_DEVICE void load_matrices(const S* row, uint32_t (&part)[4]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(part[0]), "=r"(part[1]), "=r"(part[2]), "=r"(part[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
+#endif
+}
+
+// The same of 8 x 8 elements of 16 bits, transposed: a lane's part[m] are rows 2 (lane % 4) and the next of column lane
 // / 4.
 template <class S>
 FUSECELL_DEVICE void load_matrices_transposed(const S* row, uint32_t (&part)[4]) {
@@ -68,6 +81,28 @@ FUSECELL_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2]
 #endif
 }
 
+// The same of float rounded to TF32, 8 by 8: a word is an element, k = 0 to 3 where 16 bits have 0 to 7.
+FUSECELL_DEVICE void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], const float*) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Words of elements as tensor cores take them: floats are rounded to TF32's 10 bits, to nearest, ties away from zero,
+// since tensor cores would cut the others off.
+template <int N>
+FUSECELL_DEVICE void round_elements(uint32_t (&part)[N], const float*) {
+#if __CUDA_ARCH__ >= 800
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(part[i]) : "f"(__uint_as_float(part[i])));
+#endif
+}
+template <int N, class S>
+FUSECELL_DEVICE void round_elements(uint32_t (&)[N], const S*) {}
+
 // ------------------------------------------------------------------------------------------------- memory
 // Loads before it are issued before loads after it. All threads of a warp come here together. Without it nvcc 13.0
 // moves sixteen loads' addresses to the front, and spills them.
@@ -92,6 +127,16 @@ FUSECELL_DEVICE void copy_async_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 #else
   *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+#endif
+}
+// The same, and zeros instead where `inside` is false: nothing is read then. Keeps what it reads in the first-level
+// cache, for what many threads of a block read in turn.
+FUSECELL_DEVICE void copy_async_16_or_zero(void* shared, const void* global, bool inside) {
+#if __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(inside ? 16 : 0) : "memory");
+#else
+  *static_cast<uint4*>(shared) = inside ? *static_cast<const uint4*>(global) : uint4{};
 #endif
 }
 FUSECELL_DEVICE void copy_async_commit() {

@@ -10,6 +10,7 @@ namespace fusecell::cuda {
 // One row of the weights: its channel of the image, and how far from the pixel's place it reads.
 struct alignas(16) Tap {
   int32_t channel, h, w;
+  int32_t in_kernel = 0;  // which of the kernel's places it is
 };
 
 // Pixel (row, column) of the result stands at row * step - low in the source. divide: the transpose of a stride; a tap

@@ -38,14 +38,31 @@ class Context {
   // `name` is what a profiler or a fault calls the kernel. The arguments are what the kernel takes, exactly.
   template <class... Args>
   void run(const char* name, void (*kernel)(Args...), dim3 grid, Args... args) const {
+    run_with_shared(name, kernel, grid, 0, args...);
+  }
+
+  // The same with so many bytes of dynamic shared memory.
+  template <class... Args>
+  void run_with_shared(const char* name, void (*kernel)(Args...), dim3 grid, int shared_bytes, Args... args) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    const auto bytes = static_cast<size_t>(shared_bytes);
 #if defined(FUSECELL_EMULATED)
-    check_launch(name, emulation::launch(name, kernel, grid, dim3(kBlock), stream_, args...));
+    check_launch(name, emulation::launch(name, kernel, grid, dim3(kBlock), bytes, stream_, args...));
 #else
+    const auto function = reinterpret_cast<const void*>(kernel);
+    if (shared_bytes > kSharedWithoutAsking) {
+      check_launch(name, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    }
     void* pointers[] = {static_cast<void*>(&args)...};
-    check_launch(name,
-                 cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kBlock), pointers, 0, stream_));
+    check_launch(name, cudaLaunchKernel(function, grid, dim3(kBlock), pointers, bytes, stream_));
 #endif
+  }
+
+  // Of the device it runs on.
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    check(op_, cudaDeviceGetAttribute(&value, which, device_));
+    return value;
   }
 
   void copy(void* to, const void* from, int64_t bytes) const {
@@ -58,7 +75,8 @@ class Context {
   }
 
  private:
-  static constexpr unsigned kBlock = 256;  // kThreads of device.cuh
+  static constexpr unsigned kBlock = 256;                // kThreads of device.cuh
+  static constexpr int kSharedWithoutAsking = 32 << 10;  // 48 KiB, what a kernel has statically included
 
   void check_launch(const char* name, cudaError_t status) const {
     if (status != cudaSuccess) check((std::string(op_) + ", kernel " + name).c_str(), status);

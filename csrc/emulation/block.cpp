@@ -1,5 +1,6 @@
 #include "emulation/block.h"
 
+#include <bit>
 #include <cstring>
 #include <exception>
 #include <numeric>
@@ -158,40 +159,57 @@ void Block::shuffle(const void* value, void* result, size_t bytes, int lane_mask
   std::memcpy(result, &of_lane[current_thread->number % kWarp ^ static_cast<unsigned>(lane_mask)], bytes);
 }
 
-// Lanes 8 m to 8 m + 7 give the rows of matrix m; transposed, lane t gets its rows 2 (t % 4) and the next, column t
-// / 4.
-void Block::load_matrices(const void* row, uint32_t (&part)[4]) {
+// Lanes 8 m to 8 m + 7 give the rows of matrix m. Lane t gets the t % 4th word of row t / 4; transposed, of elements of
+// 16 bits, rows 2 (t % 4) and the next of column t / 4.
+void Block::load_matrices(const void* row, bool transposed, uint32_t (&part)[4]) {
   if (!aligned(row)) fail("load_matrices: the address is not aligned to 16 bytes");
   if (!inside_shared(row, 16)) fail("load_matrices: the 16 bytes to be read are not in a shared array");
   std::array<uint16_t, 8> own;
   std::memcpy(own.data(), row, sizeof own);
   const auto* row_of_lane = exchange(own, {"load_matrices", &Statistics::matrix_loads});
   const Unseen unseen;
-  const unsigned lane = current_thread->number % kWarp;
+  const unsigned lane = current_thread->number % kWarp, across = lane / 4, along = 2 * (lane % 4);
   for (unsigned m = 0; m < 4; ++m) {
-    const auto* rows = row_of_lane + 8 * m + 2 * (lane % 4);
-    part[m] = rows[0][lane / 4] | uint32_t{rows[1][lane / 4]} << 16;
+    const auto* rows = row_of_lane + 8 * m;
+    const auto low = transposed ? rows[along][across] : rows[across][along];
+    const auto high = transposed ? rows[along + 1][across] : rows[across][along + 1];
+    part[m] = low | uint32_t{high} << 16;
   }
 }
 
-// D = A B + C of 16 x 16, 16 x 8 and 16 x 8. With g = lane / 4 and t = lane % 4, of a word the low half first, a lane
-// has A: (g, 2t) (g, 2t+1), (g+8, the same), (g, 2t+8) (g, 2t+9), (g+8, the same); B: (2t, g) (2t+1, g), (2t+8, g)
-// (2t+9, g); C, D: (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1). The hardware adds in an order of its own; here it is
-// k's.
+// D = A B + C of 16 x kDepth, kDepth x 8 and 16 x 8: a lane has D's and C's (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1),
+// with g = lane / 4 and t = lane % 4. The hardware adds in an order of its own; here it is k's.
+template <unsigned kDepth, class Left, class Right>
+void Block::add_products(float (&sum)[4], unsigned lane, const Left& left, const Right& right) {
+  for (unsigned i = 0; i < 4; ++i) {
+    const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    for (unsigned k = 0; k < kDepth; ++k) sum[i] += left(row, k) * right(column, k);
+  }
+}
+
+// Of a word the low half first, a lane has A: (g, 2t) (g, 2t+1), (g+8, the same), (g, 2t+8) (g, 2t+9), (g+8, the same);
+// B: (2t, g) (2t+1, g), (2t+8, g) (2t+9, g).
 void Block::multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t)) {
   const std::array<uint32_t, 6> own = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const auto* of_lane = exchange(own, {"multiply_add", &Statistics::matrix_products});
   const Unseen unseen;
-  const unsigned lane = current_thread->number % kWarp;
   const auto half = [&](uint32_t word, unsigned k) { return widen(static_cast<uint16_t>(word >> (16 * (k % 2)))); };
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-    for (unsigned k = 0; k < 16; ++k) {
-      const unsigned t = k % 8 / 2, upper = k / 8;
-      const uint32_t left = of_lane[4 * (row % 8) + t][row / 8 + 2 * upper], right = of_lane[4 * column + t][4 + upper];
-      sum[i] += half(left, k) * half(right, k);
-    }
-  }
+  add_products<16>(
+      sum, current_thread->number % kWarp,
+      [&](unsigned row, unsigned k) { return half(of_lane[4 * (row % 8) + k % 8 / 2][row / 8 + 2 * (k / 8)], k); },
+      [&](unsigned column, unsigned k) { return half(of_lane[4 * column + k % 8 / 2][4 + k / 8], k); });
+}
+
+// A lane has A: (g, t), (g+8, t), (g, t+4), (g+8, t+4); B: (t, g), (t+4, g). Bits that TF32 has not are cut off.
+void Block::multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
+  const std::array<uint32_t, 6> own = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  const auto* of_lane = exchange(own, {"multiply_add", &Statistics::matrix_products});
+  const Unseen unseen;
+  const auto value = [](uint32_t word) { return std::bit_cast<float>(word & ~0x1FFFu); };
+  add_products<8>(
+      sum, current_thread->number % kWarp,
+      [&](unsigned row, unsigned k) { return value(of_lane[4 * (row % 8) + k % 4][row / 8 + 2 * (k / 4)]); },
+      [&](unsigned column, unsigned k) { return value(of_lane[4 * column + k % 4][4 + k / 4]); });
 }
 
 // ------------------------------------------------------------------------------------------ memory
@@ -218,14 +236,22 @@ bool Block::inside_shared(const void* begin, size_t bytes) {
 
 void Block::copy_async(void* shared, const void* global) {
   if (!aligned(shared)) fail("copy_async_16: the shared address is not aligned to 16 bytes");
-  if (!aligned(global)) fail("copy_async_16: the global address is not aligned to 16 bytes");
+  if (global && !aligned(global)) fail("copy_async_16: the global address is not aligned to 16 bytes");
   if (!inside_shared(shared, 16)) fail("copy_async_16: the 16 bytes to be written are not in a shared array");
   Thread& thread = *current_thread;
   ++thread.async_copies;
   if (controls_.copies == Copies::eager) {
-    std::memcpy(shared, global, 16);
+    arrive_copy(shared, global);
   } else {
     thread.copies.push_back({shared, global, thread.committed});
+  }
+}
+
+void Block::arrive_copy(void* shared, const void* global) {
+  if (global) {
+    std::memcpy(shared, global, 16);
+  } else {
+    std::memset(shared, 0, 16);
   }
 }
 
@@ -238,7 +264,7 @@ void Block::copy_wait(int newest) {
   Thread& thread = *current_thread;
   auto copy = thread.copies.begin();
   for (; copy != thread.copies.end() && copy->group + static_cast<uint64_t>(newest) < thread.committed; ++copy) {
-    std::memcpy(copy->shared, copy->global, 16);
+    arrive_copy(copy->shared, copy->global);
   }
   thread.copies.erase(thread.copies.begin(), copy);
 }

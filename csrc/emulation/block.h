@@ -34,7 +34,7 @@ Extent place(uint64_t number, const Extent& extent);  // x runs fastest
 
 struct Copy {
   void* shared;
-  const void* global;
+  const void* global;  // null: zeros
   uint64_t group;
 };
 
@@ -82,10 +82,12 @@ class Block {
 
   void barrier(int line) { meet(barrier_, {"__syncthreads", &Statistics::barriers, line}); }
   void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
-  void load_matrices(const void* row, uint32_t (&part)[4]);
+  void load_matrices(const void* row, bool transposed, uint32_t (&part)[4]);
   void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
+  void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
   bool has_tensor_cores() const { return controls_.tensor_cores; }
   void* shared_array(const void* site, size_t bytes);
+  void* dynamic_shared() { return shared_array(nullptr, kernel_->shared_bytes); }
   void copy_async(void* shared, const void* global);
   void store_global(void* to, const void* from, size_t bytes);
   void copy_wait(int newest);
@@ -119,7 +121,10 @@ class Block {
     size_t bytes;
     std::unique_ptr<std::byte[]> memory;
   };
+  template <unsigned kDepth, class Left, class Right>
+  static void add_products(float (&sum)[4], unsigned lane, const Left& left, const Right& right);
   bool inside_shared(const void* begin, size_t bytes);
+  static void arrive_copy(void* shared, const void* global);
   // Deposits a lane's value and returns, when all have come, those of the warp: whole warps only. They stay until the
   // lane's next exchange.
   template <class T>

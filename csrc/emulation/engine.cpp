@@ -51,12 +51,22 @@ void barrier(int line) { block().barrier(line); }
 void shuffle(const void* value, void* result, size_t bytes, int lane_mask) {
   block().shuffle(value, result, bytes, lane_mask);
 }
-void load_matrices(const void* row, uint32_t (&part)[4]) { block().load_matrices(row, part); }
+void load_matrices(const void* row, bool transposed, uint32_t (&part)[4]) {
+  block().load_matrices(row, transposed, part);
+}
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t)) {
   block().multiply_add(a, b, sum, widen);
 }
+void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
+  block().multiply_add_tf32(a, b, sum);
+}
+// To nearest, ties away from zero; what is infinite or NaN stays.
+uint32_t round_to_tf32(uint32_t word) {
+  return (word & 0x7F800000u) == 0x7F800000u ? word : (word + 0x1000u) & ~0x1FFFu;
+}
 bool has_tensor_cores() { return block().has_tensor_cores(); }
 void* shared_array(const void* site, size_t bytes) { return block().shared_array(site, bytes); }
+void* dynamic_shared() { return block().dynamic_shared(); }
 void copy_async(void* shared, const void* global) { block().copy_async(shared, global); }
 void store_global(void* to, const void* from, size_t bytes) { block().store_global(to, from, bytes); }
 void copy_commit() {

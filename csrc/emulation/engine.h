@@ -16,6 +16,7 @@ struct Kernel {
   Extent grid, block;
   void (*call)(const void* arguments);
   const void* arguments;
+  size_t shared_bytes = 0;  // dynamic
 };
 
 bool valid(const Kernel& kernel);  // by the limits of every device since compute capability 3.0
@@ -24,11 +25,14 @@ bool run(const Kernel& kernel);  // to its end; false: it failed, and last_fault
 
 void barrier(int line);
 void shuffle(const void* value, void* result, size_t bytes, int lane_mask);
-void load_matrices(const void* row, uint32_t (&part)[4]);
+void load_matrices(const void* row, bool transposed, uint32_t (&part)[4]);
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
+void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
+uint32_t round_to_tf32(uint32_t word);
 bool has_tensor_cores();
 void* shared_array(const void* site, size_t bytes);  // the block's array of this site, made by the first who asks
-void copy_async(void* shared, const void* global);
+void* dynamic_shared();
+void copy_async(void* shared, const void* global);  // null: zeros
 void copy_commit();
 void copy_wait(int newest);
 void store_global(void* to, const void* from, size_t bytes);  // at an address that is a multiple of `bytes`

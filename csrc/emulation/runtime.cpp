@@ -76,6 +76,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
       return give(value, 9);
     case cudaDevAttrComputeCapabilityMinor:
       return give(value, 0);
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return give(value, 228 << 10);
   }
   return remember(cudaErrorInvalidValue);
 }

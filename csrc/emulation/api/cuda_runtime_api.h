@@ -46,6 +46,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
 };
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaRuntimeGetVersion(int* version);
@@ -79,8 +80,8 @@ cudaError_t launch_and_remember(const Kernel& kernel);  // the error is cudaGetL
 
 // kernel(arguments...) in every thread of every block, to the end. The arguments are converted and copied once.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t,
-                   Arguments&&... arguments) {
+cudaError_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t, Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "CUDA takes 4 KiB of kernel arguments");
   const auto call = [kernel, copies = std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)] {
     std::apply(kernel, copies);
@@ -89,7 +90,8 @@ cudaError_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, d
                               .grid = {grid.x, grid.y, grid.z},
                               .block = {block.x, block.y, block.z},
                               .call = [](const void* closure) { (*static_cast<decltype(call)*>(closure))(); },
-                              .arguments = &call});
+                              .arguments = &call,
+                              .shared_bytes = shared_bytes});
 }
 
 }  // namespace fusecell::emulation

@@ -39,6 +39,9 @@ inline void __syncthreads(int line = __builtin_LINE()) { fusecell::emulation::ba
       }(),                                                             \
       ::std::integral_constant<::std::size_t, sizeof(T) * static_cast<::std::size_t>(count)>::value))
 
+#define FUSECELL_DYNAMIC_SHARED(name) \
+  unsigned char* const name = static_cast<unsigned char*>(::fusecell::emulation::dynamic_shared())
+
 namespace fusecell::device {
 
 template <class T>
@@ -53,16 +56,32 @@ inline void keep_loads_apart() {}
 
 inline bool has_tensor_cores() { return emulation::has_tensor_cores(); }
 template <class S>
+void load_matrices(const S* row, uint32_t (&part)[4]) {
+  emulation::load_matrices(row, false, part);
+}
+template <class S>
 void load_matrices_transposed(const S* row, uint32_t (&part)[4]) {
   static_assert(sizeof(S) == 2);
-  emulation::load_matrices(row, part);
+  emulation::load_matrices(row, true, part);
 }
 template <class S>
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], const S*) {
   emulation::multiply_add(a, b, sum, [](uint16_t bits) { return widen(S{bits}); });
 }
+inline void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], const float*) {
+  emulation::multiply_add_tf32(a, b, sum);
+}
+template <int N, class S>
+void round_elements(uint32_t (&part)[N], const S*) {
+  if constexpr (sizeof(S) == 4) {
+    for (uint32_t& word : part) word = emulation::round_to_tf32(word);
+  }
+}
 
 inline void copy_async_16(void* shared, const void* global) { emulation::copy_async(shared, global); }
+inline void copy_async_16_or_zero(void* shared, const void* global, bool inside) {
+  emulation::copy_async(shared, inside ? global : nullptr);
+}
 inline void copy_async_commit() { emulation::copy_commit(); }
 
 template <int kWords>
