@@ -59,6 +59,7 @@ struct ConvLstm {
     plan["y"] = Shape{shape.steps, shape.batch, shape.channels, H, W};
     plan["cell_dtype"] = dtype_name(state_dtype(shape.dtype));
     plan["gates"] = Shape{shape.steps, shape.batch, 4 * shape.channels, H, W};
+    plan["channels_last"] = on_tensor_cores(shape.algorithm);  // how c and gates had best lie
     plan["statistics_parts"] = backend::conv_lstm_statistics_parts(shape);
     plan["algorithm"] = algorithm_name(shape.algorithm);
   }

@@ -145,7 +145,7 @@ namespace fusecell::backend {
 
 using cpu::kernels;
 
-Traits traits() { return {true, false, true}; }
+Traits traits() { return {true, false, true, false}; }
 
 void activation_forward(Activation kind, const ActivationParameters<double>& parameters, const Tensor& x,
                         const Tensor& y, const Launch& launch) {

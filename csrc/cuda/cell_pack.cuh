@@ -1,6 +1,6 @@
 #pragma once
-// The pointwise tier on kPack neighbouring pixels of one channel: 16 bytes of every tensor. The gates op and the
-// endings of the fused steps all go through here.
+// The pointwise tier on some neighbouring pixels of one channel, or neighbouring channels of one pixel: 16 bytes of
+// the widest tensor. The gates op and the endings of the fused steps all go through here.
 
 #include "cell/gates.h"
 #include "cell/statistics.h"
@@ -8,6 +8,15 @@
 #include "problem/frames.h"
 
 namespace fusecell::cuda {
+
+// What neighbours in a pack are.
+enum class Along { pixels, channels };
+
+// From (channel, p) on.
+template <Along kAlong, class T>
+FUSECELL_DEVICE Pixels<T> run_at(const Image<T>& image, int64_t channel, int64_t p) {
+  return {image.at(channel, p).data, kAlong == Along::pixels ? image.pixel : image.channel};
+}
 
 // The cell's options, uniform over a launch. Parameters are [4C], [3C] or, per pixel, [4C, P], [3C, P]; null: none.
 template <class S>
@@ -19,7 +28,7 @@ struct CellArgs {
   A zoneout_h, zoneout_c;  // used where there is no mask
   const S *bias, *peephole;
   bool bias_per_pixel, peephole_per_pixel;
-  bool whole;  // 16-byte accesses are possible: the pixels are a multiple of kPack, the tensors aligned
+  bool whole;  // accesses of whole packs are possible: pixels or channels are a multiple of it, the tensors aligned
   int64_t channels, pixels;
 };
 
@@ -32,15 +41,17 @@ FUSECELL_DEVICE AnyActivation<Accumulate<S>> policy(const CellArgs<S>& cell, con
   return {cell.gate_kind, cell.state_kind, cell.activation};
 }
 
-// Row `row` of a parameter, at pixels p and on.
-template <class S, int V, class A>
+// Rows from `row` on of a parameter, or that row at pixels p and on.
+template <Along kAlong, class S, int V, class A>
 FUSECELL_DEVICE void load_parameter(const S* parameter, bool per_pixel, int64_t row, int64_t pixels, int64_t p,
                                     const Span& span, A (&to)[V]) {
   if (!parameter) {
 #pragma unroll
     for (int j = 0; j < V; ++j) to[j] = A(0);
   } else if (per_pixel) {
-    load(parameter + row * pixels + p, span, to);
+    load(parameter + row * pixels + p, kAlong == Along::pixels ? span : Span{span.count, false, pixels}, to);
+  } else if (kAlong == Along::channels) {
+    load(parameter + row, span, to);
   } else {
     const A value = widen(parameter[row]);
 #pragma unroll
@@ -50,9 +61,9 @@ FUSECELL_DEVICE void load_parameter(const S* parameter, bool per_pixel, int64_t 
 
 // The share of the old state that is kept: a mask's 0 or 1, or the rate.
 template <int V, class A>
-FUSECELL_DEVICE void load_share(const uint8_t* mask, A rate, const Span& span, A (&to)[V]) {
+FUSECELL_DEVICE void load_share(const Pixels<const uint8_t>& mask, A rate, const Span& span, A (&to)[V]) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) to[j] = mask ? A(j < span.count && mask[j] != 0) : rate;
+  for (int j = 0; j < V; ++j) to[j] = mask.data ? A(j < span.count && mask.data[j * mask.stride] != 0) : rate;
 }
 
 template <class T, int V, class A>
@@ -95,8 +106,23 @@ template <class S>
 struct CellInputs {
   Pixels<const Accumulate<S>> c;
   Pixels<const S> h;  // only zoneout reads it
-  const uint8_t *zoneout_mask_h, *zoneout_mask_c;
+  Pixels<const uint8_t> zoneout_mask_h, zoneout_mask_c;
 };
+
+// All gates at (channel, p): those of gate k `gate` elements further on each.
+template <class T>
+struct GatesAt {
+  Pixels<T> first;
+  int64_t gate;
+
+  FUSECELL_DEVICE_METHOD Pixels<T> operator[](int k) const {
+    return {first.data ? first.data + k * gate : nullptr, first.stride};
+  }
+};
+template <Along kAlong, class T>
+FUSECELL_DEVICE GatesAt<T> gates_at(const Image<T>& gates, int64_t channels, int64_t channel, int64_t p) {
+  return {run_at<kAlong>(gates, channel, p), channels * gates.channel};
+}
 
 template <class S, int V>
 struct OperandPack {
@@ -106,41 +132,41 @@ struct OperandPack {
   FUSECELL_HD_METHOD CellOperands<A> at(int j) const { return {p_i[j], p_f[j], p_o[j], c[j], m_h[j], m_c[j]}; }
 };
 
-template <class S, int V>
+template <Along kAlong, class S, int V>
 FUSECELL_DEVICE void load_operands(const CellArgs<S>& cell, const CellInputs<S>& in, int64_t channel, int64_t p,
                                    const Span& span, OperandPack<S, V>& to) {
   const int64_t C = cell.channels;
-  load_parameter(cell.peephole, cell.peephole_per_pixel, channel, cell.pixels, p, span, to.p_i);
-  load_parameter(cell.peephole, cell.peephole_per_pixel, C + channel, cell.pixels, p, span, to.p_f);
-  load_parameter(cell.peephole, cell.peephole_per_pixel, 2 * C + channel, cell.pixels, p, span, to.p_o);
+  load_parameter<kAlong>(cell.peephole, cell.peephole_per_pixel, channel, cell.pixels, p, span, to.p_i);
+  load_parameter<kAlong>(cell.peephole, cell.peephole_per_pixel, C + channel, cell.pixels, p, span, to.p_f);
+  load_parameter<kAlong>(cell.peephole, cell.peephole_per_pixel, 2 * C + channel, cell.pixels, p, span, to.p_o);
   load_or_zero(in.c, span, to.c);
   load_share(in.zoneout_mask_h, cell.zoneout_h, span, to.m_h);
   load_share(in.zoneout_mask_c, cell.zoneout_c, span, to.m_c);
 }
 
 // ---------------------------------------------------------------------------------------------------------- forward
-// Where the results go, pointing at (channel, p); gates at gate i, the others C * P further on each. Null: not wanted.
+// Where the results go, pointing at (channel, p). Null: not wanted.
 template <class S>
 struct CellOutputs {
   Pixels<S> h, h_copy;
-  Accumulate<S>* c;
-  Pixels<Accumulate<S>> c_copy;
-  S* gates;
+  Pixels<Accumulate<S>> c, c_copy;
+  GatesAt<S> gates;
 };
 
-// z: what the convolutions add up to, without bias.
-template <class Act, class S, int V>
+// z: what the convolutions add up to, without bias. h: also what out.h gets.
+template <class Act, Along kAlong, class S, int V>
 FUSECELL_DEVICE void cell_forward(const CellArgs<S>& cell, const CellInputs<S>& in, int64_t channel, int64_t p,
-                                  const Span& span, Accumulate<S> (&z)[4][V], const CellOutputs<S>& out) {
+                                  const Span& span, Accumulate<S> (&z)[4][V], const CellOutputs<S>& out,
+                                  Accumulate<S> (&h)[V]) {
   using A = Accumulate<S>;
   const Act act = policy(cell, static_cast<const Act*>(nullptr));
   OperandPack<S, V> operands;
-  load_operands(cell, in, channel, p, span, operands);
-  A h_before[V], h[V], c[V], bias[V];
+  load_operands<kAlong>(cell, in, channel, p, span, operands);
+  A h_before[V], c[V], bias[V];
   load_or_zero(in.h, span, h_before);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    load_parameter(cell.bias, cell.bias_per_pixel, k * cell.channels + channel, cell.pixels, p, span, bias);
+    load_parameter<kAlong>(cell.bias, cell.bias_per_pixel, k * cell.channels + channel, cell.pixels, p, span, bias);
 #pragma unroll
     for (int j = 0; j < V; ++j) z[k][j] += bias[j];
   }
@@ -160,7 +186,7 @@ FUSECELL_DEVICE void cell_forward(const CellArgs<S>& cell, const CellInputs<S>& 
   store_if(out.c, span, c);
   store_if(out.c_copy, span, c);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) store_if(shifted(out.gates, k * cell.channels * cell.pixels), span, z[k]);
+  for (int k = 0; k < 4; ++k) store_if(out.gates[k], span, z[k]);
 }
 
 // --------------------------------------------------------------------------------------------------------- backward
@@ -210,18 +236,18 @@ FUSECELL_DEVICE double block_sum(A (&value)[N], A* shared) {
   return total;
 }
 
-// gates: the saved ones, pointing at (channel, p) of gate i. sums: null where nobody watches.
-template <class Act, class S, int V>
-FUSECELL_DEVICE void cell_backward(const CellArgs<S>& cell, const CellInputs<S>& in, const S* gates, int64_t channel,
-                                   int64_t p, const Span& span, CellGradient<S, V>& gradient,
+// gates: the saved ones. sums: null where nobody watches.
+template <class Act, Along kAlong, class S, int V>
+FUSECELL_DEVICE void cell_backward(const CellArgs<S>& cell, const CellInputs<S>& in, const GatesAt<const S>& gates,
+                                   int64_t channel, int64_t p, const Span& span, CellGradient<S, V>& gradient,
                                    StatisticSums<Accumulate<S>>* sums = nullptr) {
   using A = Accumulate<S>;
   const Act act = policy(cell, static_cast<const Act*>(nullptr));
   OperandPack<S, V> operands;
-  load_operands(cell, in, channel, p, span, operands);
+  load_operands<kAlong>(cell, in, channel, p, span, operands);
   A saved[4][V];
 #pragma unroll
-  for (int k = 0; k < 4; ++k) load(gates + k * cell.channels * cell.pixels, span, saved[k]);
+  for (int k = 0; k < 4; ++k) load_or_zero(gates[k], span, saved[k]);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     const Gates<A> at = {saved[0][j], saved[1][j], saved[2][j], saved[3][j]};

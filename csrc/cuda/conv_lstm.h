@@ -3,7 +3,7 @@
 
 #include "base/arena.h"
 #include "cuda/cell_args.h"
-#include "cuda/conv_lstm_forward.cuh"
+#include "cuda/conv_lstm_backward.cuh"
 #include "cuda/packed.h"
 #include "problem/conv_lstm.h"
 
@@ -25,6 +25,13 @@ void pass_through(const Context& context, const ConvLstmShape& shape, const Fram
     T* place = to.image(b).at(channel, p).data;
     const int64_t bytes = run * int64_t(sizeof(T));
     pixels ? context.copy(place, pixels, bytes) : context.zero(place, bytes);
+  }
+}
+
+// Without a step, or a sample, there is nothing to sum.
+inline void clear_gradients(const Context& context, const ConvLstmBackward& args) {
+  for (const Tensor* gradient : {&args.dweight_ih, &args.dweight_hh, &args.dbias, &args.dpeephole}) {
+    if (gradient->present) context.zero(gradient->data, gradient->size() * size_of(gradient->dtype));
   }
 }
 
@@ -88,25 +95,22 @@ class Sequence {
     return at_time(images, t, shift());
   }
 
-  CellArgs<S> cell() const {
+  // Whole packs: of pixels, or, along channels, of kTensorPack channels.
+  CellArgs<S> cell(Along along) const {
     CellArgs<S> cell = cell_args<S>(args_.options.cell, shape_.cell, shape_.channels, shape_.pixels(), args_.bias,
                                     args_.peephole, args_.zoneout_mask_h, args_.zoneout_mask_c);
-    cell.whole = all_aligned(shape_.pixels() * int64_t(sizeof(S)), cell.bias, cell.peephole, args_.dropout_mask.as<S>(),
-                             args_.gates.as<S>(), args_.c.as<A>()) &&
-                 aligned(y_) && aligned(h_0_) && aligned(c_0_) && aligned(h_n_) && aligned(c_n_);
+    const auto fit = [along](const auto&... frames) { return (aligned(frames, along) && ...); };
+    const int64_t extent = along == Along::pixels ? shape_.pixels() * int64_t(sizeof(S)) : shape_.channels * 4;
+    cell.whole = all_aligned(extent, cell.bias, cell.peephole, args_.dropout_mask.as<S>()) &&
+                 fit(y_, h_0_, c_0_, h_n_, c_n_, args_.gates.frames<const S>(), args_.c.frames<const A>());
     return cell;
   }
 
-  // The step at time t with everything but its outputs. input, state: the packed weights, interleaved.
-  ForwardStepArgs<S> forward_step(int64_t s, const PackedWeights<S>& input, const PackedWeights<S>& state) const {
+  // The step at time t with everything but its outputs.
+  ForwardStep<S> forward_step(int64_t s, Along along = Along::pixels) const {
     const int64_t t = time(s);
-    ForwardStepArgs<S> step{};
-    step.correlate = input.correlate_args(shape_.batch);
-    step.correlate.operand[0] = input.operand(x(t));
-    step.correlate.operand[0].images.lengths = nullptr;  // what it computes in the padding is thrown away
-    step.correlate.operand[1] = state.operand(h_before(t, true));
-    if (s == 0 && !args_.h_0.present) step.correlate.operand[1].depth = 0;
-    step.cell = cell();
+    ForwardStep<S> step{};
+    step.cell = cell(along);
     step.h_before = h_before(t, false);
     step.c_before = c_before(t);
     step.zoneout_mask_h = shifted_mask(args_.zoneout_mask_h, t);
@@ -118,12 +122,58 @@ class Sequence {
     return step;
   }
 
-  const uint8_t* shifted_mask(const Tensor& mask, int64_t t) const {
-    return mask.present ? mask.as<const uint8_t>() + t * size_ : nullptr;
+  // What forward writes of the step.
+  void keep(ForwardStep<S>& step) const {
+    step.y = args_.y.frames<S>().at_time(step.time);
+    step.h_n = args_.h_n.frames<S>();
+    step.c_n = args_.c_n.frames<A>();
+    step.c = args_.c.frames<A>().at_time(step.time);
+    step.gates = args_.gates.frames<S>().at_time(step.time);
   }
+
+  // The step's convolutions. Without a step before and without h_0 the state's is zero.
+  bool has_state(int64_t s) const { return s > 0 || args_.h_0.present; }
+  CorrelateArgs<S> convolutions(int64_t s, const PackedWeights<S>& input, const PackedWeights<S>& state) const {
+    const int64_t t = time(s);
+    CorrelateArgs<S> correlate = input.correlate_args(shape_.batch);
+    correlate.operand[0] = input.operand(x(t));
+    correlate.operand[0].images.lengths = nullptr;  // what it computes in the padding is thrown away
+    correlate.operand[1] = state.operand(h_before(t, true));
+    if (!has_state(s)) correlate.operand[1].depth = 0;
+    return correlate;
+  }
+
+  // The step of the sweep at time t with everything but dz, the gates, and where the running gradients lie.
+  BackwardStep<S> backward_step(int64_t s, const ConvLstmBackward& args, Along along = Along::pixels) const {
+    const int64_t t = time(s);
+    BackwardStep<S> step{};
+    step.cell = cell(along);
+    step.c_before = c_before(t);
+    step.zoneout_mask_h = shifted_mask(args_.zoneout_mask_h, t);
+    step.zoneout_mask_c = shifted_mask(args_.zoneout_mask_c, t);
+    step.dy = args.dy.frames<const S>().at_time(t);
+    step.dropout_mask = args_.dropout_mask.as<const S>();
+    step.dh_first = args.dh_n.frames<const S>();
+    step.dc_first = args.dc_n.frames<const A>();
+    step.first = s == shape_.steps - 1;
+    step.detach = detaches(s);
+    step.lengths = args_.lengths.as<const int64_t>();
+    step.time = t;
+    const auto fit = [along](const auto&... frames) { return (aligned(frames, along) && ...); };
+    step.cell.whole = step.cell.whole && fit(step.dy, step.dh_first, step.dc_first);
+    if (s == 0 && args.dc_0.present) {
+      step.dc = args.dc_0.frames<A>();
+      step.cell.whole = step.cell.whole && fit(step.dc);
+    }
+    return step;
+  }
+
   int64_t size() const { return size_; }
 
  private:
+  const uint8_t* shifted_mask(const Tensor& mask, int64_t t) const {
+    return mask.present ? mask.as<const uint8_t>() + t * size_ : nullptr;
+  }
   int shift() const { return args_.options.reverse ? 1 : -1; }
 
   template <class T>

@@ -5,20 +5,13 @@
 
 #include <algorithm>
 
-#include "cuda/conv_lstm.h"
+#include "cuda/tensor_conv_lstm.h"
 
 namespace fusecell::cuda {
 namespace {
 
 // The parts of a parameter's gradient: sums per channel, or one per pixel.
 Parts parameter_parts(bool per_pixel, int64_t total) { return per_pixel ? Parts{1, total} : channel_parts(total); }
-
-// Without a step, or a sample, there is nothing to sum.
-void clear_gradients(const Context& context, const ConvLstmBackward& args) {
-  for (const Tensor* gradient : {&args.dweight_ih, &args.dweight_hh, &args.dbias, &args.dpeephole}) {
-    if (gradient->present) context.zero(gradient->data, gradient->size() * size_of(gradient->dtype));
-  }
-}
 
 template <class S>
 struct BackwardPlan {
@@ -115,47 +108,38 @@ class Backward {
 
   void recompute(const ChunkOfSteps& chunk) const {
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
-      ForwardStepArgs<S> step = sequence_.forward_step(s, plan_.input, plan_.state);
-      step.gates = plan_.gates + (step.time - chunk.time) * 4 * size_;
+      ForwardStepArgs<S> step = {sequence_.convolutions(s, plan_.input, plan_.state), sequence_.forward_step(s)};
+      step.step.gates = gate_frames(plan_.gates).at_time(step.step.time - chunk.time);
       run_forward_step(context_, is_default_cell(shape_.cell), plan_.input.grid(shape_.batch), step);
     }
   }
 
+  template <class T>
+  Frames<T> gate_frames(T* gates) const {
+    return contiguous_frames(gates, shape_.batch, 4 * shape_.channels, shape_.pixels());
+  }
+
   void sweep(const ChunkOfSteps& chunk, int64_t s) const {
     const int64_t t = sequence_.time(s);
-    BackwardStepArgs<S> step{};
-    step.correlate = plan_.state_transposed.correlate_args(shape_.batch);
-    step.first = s == shape_.steps - 1;
+    BackwardStepArgs<S> args{plan_.state_transposed.correlate_args(shape_.batch), sequence_.backward_step(s, args_)};
+    BackwardStep<S>& step = args.step;
     if (!step.first && !sequence_.detaches(s + 1)) {
       const S* dz = s + 1 < chunk.end ? dz_of(chunk, s + 1) : chunk.dz_after;
-      step.correlate.operand[0] = plan_.state_transposed.operand(dz_images(dz, shape_.batch));
+      args.correlate.operand[0] = plan_.state_transposed.operand(dz_images(dz, shape_.batch));
     }
-    step.cell = sequence_.cell();
-    step.gates = gates_of(chunk) + (t - chunk.time) * 4 * size_;
-    step.c_before = sequence_.c_before(t);
-    step.zoneout_mask_h = sequence_.shifted_mask(args_.zoneout_mask_h, t);
-    step.zoneout_mask_c = sequence_.shifted_mask(args_.zoneout_mask_c, t);
-    step.dy = args_.dy.frames<const S>().at_time(t);
-    step.dropout_mask = args_.dropout_mask.as<const S>();
-    step.dh_first = args_.dh_n.frames<const S>();
-    step.dc_first = args_.dc_n.frames<const A>();
-    step.detach = sequence_.detaches(s);
-    step.carry_h = plan_.carry_h;
-    step.carry_c = plan_.carry_c;
-    step.dc = contiguous_frames(plan_.carry_c, shape_.batch, shape_.channels, shape_.pixels());
-    if (s == 0 && args_.dc_0.present) step.dc = args_.dc_0.frames<A>();
-    step.dz = dz_of(chunk, s);
-    step.lengths = args_.lengths.as<const int64_t>();
-    step.time = t;
+    step.gates = gate_frames(gates_of(chunk)).at_time(t - chunk.time);
+    step.carry_h = contiguous_frames(plan_.carry_h, shape_.batch, shape_.channels, shape_.pixels());
+    const Frames<A> carry_c = contiguous_frames(plan_.carry_c, shape_.batch, shape_.channels, shape_.pixels());
+    step.carry_c = to_read(carry_c);
+    if (!step.dc.data) step.dc = carry_c;
+    step.dz = gate_frames(dz_of(chunk, s));
     const dim3 grid = plan_.state_transposed.grid(shape_.batch);
     if (args_.statistics.present) {
       step.statistics = args_.statistics.as<double>() + t * int64_t(grid.x) * grid.y * kStepStatistics;
     }
-    step.cell.whole =
-        step.cell.whole && aligned(step.dy) && aligned(step.dh_first) && aligned(step.dc_first) && aligned(step.dc);
     const auto kernel =
         is_default_cell(shape_.cell) ? backward_step<S, SigmoidTanh<A>> : backward_step<S, AnyActivation<A>>;
-    context_.run("backward_step", kernel, grid, step);
+    context_.run("backward_step", kernel, grid, args);
   }
 
   void weight_gradients(const ChunkOfSteps& chunk) const {
@@ -179,7 +163,7 @@ class Backward {
     parameter.pixels = P;
     parameter.gates = gates_of(chunk);
     parameter.c_before = sequence_.c_before(chunk.time);
-    const CellArgs<S> cell = sequence_.cell();
+    const CellArgs<S> cell = sequence_.cell(Along::pixels);
     parameter.gate_kind = cell.gate_kind;
     parameter.state_kind = cell.state_kind;
     parameter.activation = cell.activation;
@@ -240,6 +224,7 @@ class Backward {
 namespace fusecell::backend {
 
 int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape, int /*workers*/) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_backward_scratch(args, shape);
   return cuda::with_storage(shape.dtype, [&](auto s) {
     Arena arena;
     cuda::BackwardPlan<decltype(s)>(args, shape, arena);
@@ -248,6 +233,7 @@ int64_t conv_lstm_backward_scratch(const ConvLstmForward& args, const ConvLstmSh
 }
 
 int64_t conv_lstm_statistics_parts(const ConvLstmShape& shape) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_statistics_parts(shape);
   return cuda::with_storage(shape.dtype, [&](auto s) {
     Arena arena;
     const cuda::PackedWeights<decltype(s)> weights(shape.recurrent, cuda::Layout::transposed, arena);
@@ -258,6 +244,7 @@ int64_t conv_lstm_statistics_parts(const ConvLstmShape& shape) {
 
 void conv_lstm_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, const Launch& launch) {
   if (shape.batch == 0) return cuda::clear_gradients(cuda::Context("conv_lstm_backward", launch), args);
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_backward(args, shape, launch);
   cuda::with_storage(shape.dtype, [&](auto s) { cuda::Backward<decltype(s)>(args, shape, launch).run(); });
 }
 

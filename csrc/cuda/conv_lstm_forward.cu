@@ -1,6 +1,6 @@
 // The ConvLSTM sequence forward: one launch a step.
 
-#include "cuda/conv_lstm.h"
+#include "cuda/tensor_conv_lstm.h"
 
 namespace fusecell::cuda {
 namespace {
@@ -16,26 +16,19 @@ struct ForwardPlan {
 template <class S>
 void forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
   using A = Accumulate<S>;
-  const Frames<S> h_n = args.h_n.frames<S>();
-  const Frames<A> c_n = args.c_n.frames<A>();
   const Context context("conv_lstm_forward", launch);
   Arena arena(launch.scratch);
   const ForwardPlan<S> plan(shape, arena);
   const Sequence<S> sequence(args, shape);
-  const int64_t size = sequence.size();
   plan.input.pack(context, args.weight_ih.as<const S>());
   plan.state.pack(context, args.weight_hh.as<const S>());
   if (shape.steps == 0) {
-    pass_through(context, shape, args.h_0.frames<const S>(), h_n);
-    pass_through(context, shape, args.c_0.frames<const A>(), c_n);
+    pass_through(context, shape, args.h_0.frames<const S>(), args.h_n.frames<S>());
+    pass_through(context, shape, args.c_0.frames<const A>(), args.c_n.frames<A>());
   }
   for (int64_t s = 0; s < shape.steps; ++s) {
-    ForwardStepArgs<S> step = sequence.forward_step(s, plan.input, plan.state);
-    step.y = args.y.frames<S>().at_time(step.time);
-    step.h_n = h_n;
-    step.c_n = c_n;
-    if (args.c.present) step.c = args.c.as<A>() + step.time * size;
-    if (args.gates.present) step.gates = args.gates.as<S>() + step.time * 4 * size;
+    ForwardStepArgs<S> step = {sequence.convolutions(s, plan.input, plan.state), sequence.forward_step(s)};
+    sequence.keep(step.step);
     run_forward_step(context, is_default_cell(shape.cell), plan.input.grid(shape.batch), step);
   }
 }
@@ -56,7 +49,8 @@ FUSECELL_FOR_EACH_STORAGE(FUSECELL_INSTANTIATE)
 
 namespace fusecell::backend {
 
-int64_t conv_lstm_forward_scratch(const ConvLstmForward& /*args*/, const ConvLstmShape& shape, int /*workers*/) {
+int64_t conv_lstm_forward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape, int /*workers*/) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_forward_scratch(args, shape);
   return cuda::with_storage(shape.dtype, [&](auto s) {
     Arena arena;
     cuda::ForwardPlan<decltype(s)>(shape, arena);
@@ -66,6 +60,7 @@ int64_t conv_lstm_forward_scratch(const ConvLstmForward& /*args*/, const ConvLst
 
 void conv_lstm_forward(const ConvLstmForward& args, const ConvLstmShape& shape, const Launch& launch) {
   if (shape.batch == 0) return;  // nothing to write, however many steps
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_forward(args, shape, launch);
   cuda::with_storage(shape.dtype, [&](auto s) { cuda::forward<decltype(s)>(args, shape, launch); });
 }
 

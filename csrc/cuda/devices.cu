@@ -1,6 +1,11 @@
 #include "cuda/devices.h"
 
+#include <algorithm>
+
 #include "cuda/launch.h"
+#if defined(FUSECELL_EMULATED)
+#include "emulation/controls.h"
+#endif
 
 namespace fusecell::cuda {
 namespace {
@@ -52,7 +57,24 @@ void expect_no_capture(const std::string& argument, const Launch& launch) {
 
 }  // namespace fusecell::cuda
 
+namespace {
+
+// Of all GPUs or none: which one a call is for is not known where its plan is made.
+bool tensor_cores() {
+#if defined(FUSECELL_EMULATED)
+  return fusecell::emulation::controls().tensor_cores;
+#else
+  static const bool everywhere = [] {
+    const auto devices = fusecell::cuda::devices();
+    return std::all_of(devices.begin(), devices.end(), [](const auto& device) { return device.major >= 8; });
+  }();
+  return everywhere;
+#endif
+}
+
+}  // namespace
+
 // Emulated, the host could read the arrays; it does not, so that the tests meet what a GPU meets.
-fusecell::backend::Traits fusecell::backend::traits() { return {false, true, false}; }
+fusecell::backend::Traits fusecell::backend::traits() { return {false, true, false, tensor_cores()}; }
 
 std::string fusecell::backend::bfloat16_obstacle() { return "arrays that CUDA's kernels compute on"; }

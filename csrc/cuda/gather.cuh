@@ -13,6 +13,11 @@ struct alignas(16) Tap {
   int32_t in_kernel = 0;  // which of the kernel's places it is
 };
 
+// Where channels come last they are read by pieces of 16 bytes: so many neighbours.
+constexpr int kPieceBytes = 16;
+template <class S>
+constexpr int kPiece = kPieceBytes / int(sizeof(S));
+
 // Pixel (row, column) of the result stands at row * step - low in the source. divide: the transpose of a stride; a tap
 // meets only multiples of it.
 struct Geometry {

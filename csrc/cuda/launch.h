@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/scalar.h"
+#include "cuda/cell_pack.cuh"
 #include "cuda/packs.cuh"
 #include "problem/backend.h"
 
@@ -104,12 +105,18 @@ bool all_aligned(int64_t row_bytes, const Pointers*... pointers) {
   return row_bytes % 16 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-// The same of images; those whose pixels are not neighbours are read and written one by one.
+// The same of images, along their pixels or their channels; those that are no neighbours there are read and written one
+// by one. Along channels a pack has 4, along pixels 16 bytes.
 template <class T>
-bool aligned(const Frames<T>& frames) {
+bool aligned(const Frames<T>& frames, Along along = Along::pixels) {
   const Strides& by = frames.by;
-  const auto whole = [](int64_t elements) { return elements * int64_t(sizeof(T)) % 16 == 0; };
-  return by.pixel != 1 || (all_aligned(0, frames.data) && whole(by.time) && whole(by.batch) && whole(by.channel));
+  const int64_t bytes = along == Along::pixels ? 16 : 4 * int64_t(sizeof(T));
+  const int64_t neighbours = along == Along::pixels ? by.pixel : by.channel;
+  const int64_t others = along == Along::pixels ? by.channel : by.pixel;
+  const auto whole = [bytes](int64_t elements) { return elements * int64_t(sizeof(T)) % bytes == 0; };
+  return !frames.data || neighbours != 1 ||
+         (reinterpret_cast<uintptr_t>(frames.data) % static_cast<uintptr_t>(bytes) == 0 && whole(by.time) &&
+          whole(by.batch) && whole(others));
 }
 
 inline Stored stored_as(DType dtype) {

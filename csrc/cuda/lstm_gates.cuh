@@ -34,13 +34,13 @@ __global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_forward(
   const Span span = {P - p < V ? int(P - p) : V, args.cell.whole};
   const int64_t at = plane * P + p, at_gate = (b * 4 * C + channel) * P + p;
 
-  Accumulate<S> z[4][V];
+  Accumulate<S> z[4][V], h[V];
 #pragma unroll
   for (int k = 0; k < 4; ++k) load(args.z + at_gate + k * C * P, span, z[k]);
   const CellInputs<S> in = {
-      {args.c + at}, {shifted(args.h, at)}, shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
-  const CellOutputs<S> out = {{args.h_out + at}, {}, args.c_out + at, {}, shifted(args.gates, at_gate)};
-  cell_forward<Act>(args.cell, in, channel, p, span, z, out);
+      {args.c + at}, {shifted(args.h, at)}, {shifted(args.zoneout_mask_h, at)}, {shifted(args.zoneout_mask_c, at)}};
+  const CellOutputs<S> out = {{args.h_out + at}, {}, {args.c_out + at}, {}, {{shifted(args.gates, at_gate)}, C * P}};
+  cell_forward<Act, Along::pixels>(args.cell, in, channel, p, span, z, out, h);
 }
 
 // --------------------------------------------------------------------------------------------------------- backward
@@ -83,8 +83,10 @@ __global__ void __launch_bounds__(kThreads, kGatesAtOnce<S, Act>) gates_backward
     CellGradient<S, V> gradient;
     load_or_zero(shifted(args.dh, at), span, gradient.dh);
     load_or_zero(shifted(args.dc, at), span, gradient.dc);
-    const CellInputs<S> in = {{args.c + at}, {}, shifted(args.zoneout_mask_h, at), shifted(args.zoneout_mask_c, at)};
-    cell_backward<Act>(args.cell, in, args.gates + at_gate, channel, p, span, gradient);
+    const CellInputs<S> in = {
+        {args.c + at}, {}, {shifted(args.zoneout_mask_h, at)}, {shifted(args.zoneout_mask_c, at)}};
+    cell_backward<Act, Along::pixels>(args.cell, in, GatesAt<const S>{{args.gates + at_gate}, C * P}, channel, p, span,
+                                      gradient);
 #pragma unroll
     for (int k = 0; k < 4; ++k) store(args.dz + at_gate + k * C * P, span, gradient.dz[k]);
     store(args.dc_before + at, span, gradient.dc);

@@ -54,6 +54,21 @@ Images<T> plain_images(const T* data, int64_t channels, int64_t pixels, int64_t 
   return images;
 }
 
+// How a convolution, or its transpose, meets its source.
+inline Geometry convolution_geometry(const ConvolutionShape& conv, Layout layout) {
+  const bool transposed = layout == Layout::transposed;
+  Geometry g{};
+  for (int axis = 0; axis < 2; ++axis) {
+    const auto stride = static_cast<int32_t>(conv.stride[axis]), low = static_cast<int32_t>(conv.pad_low[axis]);
+    g.extent[axis] = static_cast<int32_t>(transposed ? conv.out[axis] : conv.in[axis]);
+    g.step[axis] = transposed ? 1 : stride;
+    g.low[axis] = transposed ? -low : low;
+    g.divide[axis] = transposed ? stride : 1;
+  }
+  g.columns = static_cast<int32_t>(transposed ? conv.in[1] : conv.out[1]);
+  return g;
+}
+
 template <class S>
 class PackedWeights {
  public:
@@ -90,19 +105,7 @@ class PackedWeights {
 
   Operand<S> operand(const Images<S>& images) const { return {images, geometry(), tap_, packed_, int(padded_taps_)}; }
 
-  Geometry geometry() const {
-    const bool transposed = layout_ == Layout::transposed;
-    Geometry g{};
-    for (int axis = 0; axis < 2; ++axis) {
-      const auto stride = static_cast<int32_t>(conv_.stride[axis]), low = static_cast<int32_t>(conv_.pad_low[axis]);
-      g.extent[axis] = static_cast<int32_t>(transposed ? conv_.out[axis] : conv_.in[axis]);
-      g.step[axis] = transposed ? 1 : stride;
-      g.low[axis] = transposed ? -low : low;
-      g.divide[axis] = transposed ? stride : 1;
-    }
-    g.columns = static_cast<int32_t>(transposed ? conv_.in[1] : conv_.out[1]);
-    return g;
-  }
+  Geometry geometry() const { return convolution_geometry(conv_, layout_); }
 
   CorrelateArgs<S> correlate_args(int64_t samples) const {
     CorrelateArgs<S> args{};

@@ -26,10 +26,10 @@ struct Launch {
 
 namespace backend {
 
-// Whether the host may read the arrays, whether float16 and bfloat16 can be computed on, and whether convolutions know
-// Winograd's algorithm.
+// Whether the host may read the arrays, whether float16 and bfloat16 can be computed on, whether convolutions know
+// Winograd's algorithm, and whether every GPU has tensor cores that they know (from sm_80 on).
 struct Traits {
-  bool host_memory, half_precision, winograd;
+  bool host_memory, half_precision, winograd, tensor_cores;
 };
 Traits traits();
 

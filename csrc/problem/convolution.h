@@ -9,18 +9,16 @@
 
 namespace fusecell {
 
-enum class Algorithm { direct, winograd, bfloat16 };
+// tensor_cores: those of a GPU, on 16-bit elements; tf32: the same on float32, rounded to TF32.
+enum class Algorithm { direct, winograd, bfloat16, tensor_cores, tf32 };
 
 inline const char* algorithm_name(Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::direct:
-      return "direct";
-    case Algorithm::winograd:
-      return "winograd";
-    case Algorithm::bfloat16:
-      break;
-  }
-  return "bfloat16";
+  constexpr const char* kNames[] = {"direct", "winograd", "bfloat16", "tensor_cores", "tf32"};
+  return kNames[static_cast<int>(algorithm)];
+}
+
+inline bool on_tensor_cores(Algorithm algorithm) {
+  return algorithm == Algorithm::tensor_cores || algorithm == Algorithm::tf32;
 }
 
 struct ConvolutionOptions {

@@ -157,6 +157,24 @@ void expect_strides(const std::string& name, const Tensor& tensor, Role role) {
   }
 }
 
+// [..., C, H, W] that is C-contiguous as [..., H, W, C].
+void expect_channels_last(const std::string& name, const Tensor& tensor) {
+  if (!tensor.present || is_empty(tensor.shape)) return;
+  const size_t rank = tensor.shape.size(), C = rank - 3;
+  const auto turned = [C](Shape axes) {
+    std::rotate(axes.begin() + std::ptrdiff_t(C), axes.begin() + std::ptrdiff_t(C) + 1, axes.end());
+    return axes;
+  };
+  Tensor as_stored = tensor;
+  as_stored.shape = turned(tensor.shape);
+  if (tensor.strides.empty()) {  // the same order only where there is one channel, or one pixel
+    if (tensor.shape[C] == 1 || tensor.shape[C + 1] * tensor.shape[C + 2] == 1) return;
+    value_error(name, "neighbouring channels", "neighbouring pixels");
+  }
+  as_stored.strides = turned(tensor.strides);
+  expect_contiguous(name, as_stored);
+}
+
 void expect_images(const std::string& name, const Tensor& tensor, DType dtype, const Shape& shape, Need need,
                    Role role) {
   if (!tensor.present && need == Need::optional) return;
@@ -261,13 +279,25 @@ Algorithm choose_algorithm(const std::string& algorithm, DType dtype,
                 "AMX-BF16)",
                 "\"bfloat16\" with " + obstacle);
   }
+  const bool half = is_half_precision(dtype), tensor_cores = backend::traits().tensor_cores;
+  if (algorithm == "tensor_cores" || algorithm == "tf32" || (algorithm == "auto" && half && tensor_cores)) {
+    const bool wants_half = algorithm != "tf32";
+    if (tensor_cores && (wants_half ? half : dtype == DType::float32)) {
+      return wants_half ? Algorithm::tensor_cores : Algorithm::tf32;
+    }
+    value_error("algorithm",
+                "\"auto\" or \"direct\" (tensor_cores takes 16-bit arrays, tf32 float32 ones, on GPUs from compute "
+                "capability 8.0 on)",
+                "\"" + algorithm + "\" with " + (tensor_cores ? dtype_name(dtype) : "no such GPU"));
+  }
   const std::string obstacle =
       backend::traits().winograd ? winograd_obstacle(convolutions) : "arrays that CUDA's kernels compute on";
   if (algorithm == "auto") {
     return obstacle.empty() && dtype == DType::float32 && winograd_pays ? Algorithm::winograd : Algorithm::direct;
   }
   if (algorithm != "winograd") {
-    value_error("algorithm", "\"auto\", \"direct\", \"winograd\" or \"bfloat16\"", "\"" + algorithm + "\"");
+    value_error("algorithm", "\"auto\", \"direct\", \"winograd\", \"bfloat16\", \"tensor_cores\" or \"tf32\"",
+                "\"" + algorithm + "\"");
   }
   if (!obstacle.empty()) {
     value_error("algorithm",
@@ -509,8 +539,15 @@ ConvLstmShape validate(const ConvLstmForward& args, Stage stage) {
   expect_images("y", args.y, dtype, sequence, required_at_run(stage), Role::output);
   expect_images("h_n", args.h_n, dtype, state, required_at_run(stage), Role::output);
   expect_images("c_n", args.c_n, cell_dtype, state, required_at_run(stage), Role::output);
-  expect("gates", args.gates, dtype, joined({shape.steps, shape.batch, w[0]}, spatial), Need::optional);
-  expect("c", args.c, cell_dtype, sequence, Need::optional);
+  const Shape gates = joined({shape.steps, shape.batch, w[0]}, spatial);
+  expect_images("gates", args.gates, dtype, gates, Need::optional, Role::output);
+  expect_images("c", args.c, cell_dtype, sequence, Need::optional, Role::output);
+  if (on_tensor_cores(shape.algorithm)) {
+    expect_channels_last("gates", args.gates);
+  } else {
+    expect_contiguous("gates", args.gates);
+    expect_contiguous("c", args.c);
+  }
   return shape;
 }
 
@@ -520,7 +557,7 @@ ConvLstmShape validate(const ConvLstmBackward& args, Stage stage) {
   const Shape state = {shape.batch, shape.channels, shape.input.out[0], shape.input.out[1]};
   const Shape sequence = joined({shape.steps}, state);
   expect_images("y", args.y, shape.dtype, sequence, required_at_run(stage), Role::output);
-  expect("c", args.c, cell_dtype, sequence, required_at_run(stage));
+  if (stage == Stage::run) expect_present("c", args.c);
   expect_images("dy", args.dy, shape.dtype, sequence, Need::optional, Role::input);
   expect_images("dh_n", args.dh_n, shape.dtype, state, Need::optional, Role::input);
   expect_images("dc_n", args.dc_n, cell_dtype, state, Need::optional, Role::input);

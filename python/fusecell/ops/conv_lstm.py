@@ -130,8 +130,9 @@ def conv_lstm_forward(
 
     y, h_n = (_dispatch.empty(shape, dtype, place) for shape in (sequence, state))
     c_n = _dispatch.empty(state, cell_dtype, place)
-    c = _dispatch.empty(sequence, cell_dtype, place) if save else None
-    gates = _dispatch.empty(tuple(plan["gates"]), dtype, place) if save == "gates" else None
+    empty_saved = _dispatch.empty_channels_last if plan["channels_last"] else _dispatch.empty
+    c = empty_saved(sequence, cell_dtype, place) if save else None
+    gates = empty_saved(tuple(plan["gates"]), dtype, place) if save == "gates" else None
     outputs = {"y": y, "h_n": h_n, "c_n": c_n, "c": c, "gates": gates}
     tensors = {**inputs, **_dispatch.describe_all(outputs)}
     _dispatch.run("conv_lstm_forward", place, tensors, options, plan)

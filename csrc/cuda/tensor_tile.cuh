@@ -1,0 +1,300 @@
+#pragma once
+// The convolution as a matrix product on tensor cores, of images with channels last: pixels times packed weights, K
+// being the taps and their channels. Runs from sm_80 on.
+//
+// Method: K goes by stages of 128 bytes (64 channels of 16 bits, 32 of float), 8 pieces of 16 bytes each of which is
+// neighbouring channels at one place of the kernel. A stage's pixels and weights come by asynchronous copies, several
+// stages ahead, one barrier a stage; what lies outside of an image is copied as zeros. In shared memory piece p of row
+// r stands at place p ^ (r % 8), so that neither copies nor matrix loads meet in a bank. The sums stay in registers,
+// and so the order of the packed rows is made for the ending: a lane finds 4 neighbouring channels, all of their gates.
+
+#include "cuda/gather.cuh"
+
+namespace fusecell::cuda {
+
+constexpr int kPieces = 8;      // of a stage
+constexpr int kGroupRows = 64;  // packed rows of a warp: 16 channels' gates, or 64 channels
+constexpr int kGroupChannels = 16;
+constexpr int kWarpPixels = 32;
+constexpr int kTensorPack = 4;  // channels of a lane
+constexpr int kLanePixels = kWarpPixels / 8;
+constexpr int kMostTilePixels = 256;
+
+// One convolution's part of the sum.
+template <class S>
+struct TensorOperand {
+  Images<S> images;  // channels last: a pixel's pieces are neighbours, aligned, and zero past the last channel
+  Geometry geometry;
+  const Tap* taps;   // [stages][kPieces]; those past the last read nothing
+  const S* weights;  // [tiles of rows][stages][rows of a tile][kPieces] pieces, as they stand in shared memory
+  int stages;        // 0: this operand is zero
+};
+
+template <class S>
+struct TensorTileArgs {
+  TensorOperand<S> operand[2];
+  int group_shift;  // the tile has 64 << group_shift rows, 256 >> group_shift pixels
+  int buffers;      // stages in shared memory: 2 to 4
+  int64_t samples, pixels;
+};
+
+constexpr FUSECELL_HD_METHOD int tile_rows(int group_shift) { return kGroupRows << group_shift; }
+constexpr FUSECELL_HD_METHOD int tile_pixels(int group_shift) { return kMostTilePixels >> group_shift; }
+constexpr FUSECELL_HD_METHOD int stage_bytes(int group_shift) {
+  return (tile_rows(group_shift) + tile_pixels(group_shift)) * kPieces * 16;
+}
+
+// Which channel and which of 4 (a gate, or a run of 16 channels) packed row n of a group is, so that lane % 4 = q has
+// channels 4 q to 4 q + 3 of each: its columns of the product's eight 16 x 8 matrices are 8 j + 2 q and the next.
+struct PackedRow {
+  int channel, run;
+};
+constexpr FUSECELL_HD_METHOD PackedRow packed_row(int n) {
+  const int j = n / 8, q = n % 8 / 2;
+  return {4 * q + j % 2 * 2 + n % 2, j / 2};
+}
+
+// Where a piece stands in its row.
+constexpr FUSECELL_HD_METHOD int place_of_piece(int row, int piece) { return row * kPieces + (piece ^ (row % 8)); }
+
+// Where a pixel of the tile reads.
+template <class S>
+struct alignas(16) TensorColumn {
+  const S* image;
+  int32_t h, w;
+};
+
+// The copies of one stage.
+template <class S>
+class TensorLoader {
+ public:
+  // columns: [2][kMostTilePixels] shared; a barrier has to follow.
+  FUSECELL_DEVICE_METHOD TensorLoader(const TensorTileArgs<S>& args, TensorColumn<S>* columns, unsigned char* buffers)
+      : args_(args), columns_(columns), buffers_(buffers) {
+    const int64_t first = int64_t(blockIdx.x) * tile_pixels(args.group_shift);
+    const int pixel = int(threadIdx.x);
+    if (pixel >= tile_pixels(args.group_shift)) return;
+    const int64_t n = quotient(first + pixel, args.pixels), p = first + pixel - n * args.pixels;
+#pragma unroll
+    for (int which = 0; which < 2; ++which) {
+      const TensorOperand<S>& operand = args.operand[which];
+      Column<S> column;  // beyond the last pixel: reads as zero
+      if (operand.stages > 0 && n < args.samples) column = column_of(operand.images, operand.geometry, n, p);
+      columns[which * kMostTilePixels + pixel] = {column.image, column.h, column.w};
+    }
+  }
+
+  FUSECELL_DEVICE_METHOD int stages() const { return args_.operand[0].stages + args_.operand[1].stages; }
+  FUSECELL_DEVICE_METHOD S* pixels(int buffer) const {
+    return reinterpret_cast<S*>(buffers_ + buffer * stage_bytes(args_.group_shift));
+  }
+  FUSECELL_DEVICE_METHOD S* weights(int buffer) const {
+    return pixels(buffer) + tile_pixels(args_.group_shift) * kPieces * kPiece<S>;
+  }
+
+  FUSECELL_DEVICE_METHOD void start(int stage, int buffer) const {
+    const int of_first = args_.operand[0].stages, which = stage < of_first ? 0 : 1;
+    const TensorOperand<S>& operand = args_.operand[which];
+    const int local = which == 0 ? stage : stage - of_first;
+    copy_weights(operand, local, weights(buffer));
+    copy_pixels(operand, columns_ + which * kMostTilePixels, operand.taps[local * kPieces + piece()], pixels(buffer));
+  }
+
+ private:
+  static FUSECELL_DEVICE_METHOD int piece() { return int(threadIdx.x) % kPieces; }
+
+  FUSECELL_DEVICE_METHOD void copy_weights(const TensorOperand<S>& operand, int stage, S* to) const {
+    const int pieces = tile_rows(args_.group_shift) * kPieces;
+    const S* from = operand.weights + (int64_t(blockIdx.y) * operand.stages + stage) * pieces * kPiece<S>;
+    for (int i = int(threadIdx.x); i < pieces; i += kThreads) {
+      device::copy_async_16(to + i * kPiece<S>, from + i * kPiece<S>);
+    }
+  }
+
+  // A thread copies the same piece of every 32nd pixel.
+  FUSECELL_DEVICE_METHOD void copy_pixels(const TensorOperand<S>& operand, const TensorColumn<S>* columns,
+                                          const Tap& tap, S* to) const {
+    const Geometry& g = operand.geometry;
+    const int64_t stride = operand.images.frames.by.pixel;
+    const int first = int(threadIdx.x) / kPieces;
+    to += place_of_piece(first, piece()) * kPiece<S>;
+    for (int r = first; r < tile_pixels(args_.group_shift); r += kThreads / kPieces) {
+      const TensorColumn<S> column = columns[r];
+      uint32_t p = 0;
+      const bool inside = divides(g) ? meets_place<true>(column, g, tap, p) : meets_place<false>(column, g, tap, p);
+      device::copy_async_16_or_zero(to, inside ? column.image + int64_t(p) * stride + tap.channel : operand.weights,
+                                    inside);
+      to += kThreads * kPiece<S>;
+    }
+  }
+
+  template <bool kDivides>
+  static FUSECELL_DEVICE_METHOD bool meets_place(const TensorColumn<S>& column, const Geometry& g, const Tap& tap,
+                                                 uint32_t& p) {
+    Column<S> at;
+    at.h = column.h;
+    at.w = column.w;
+    return meets<kDivides>(at, g, tap, p);
+  }
+
+  const TensorTileArgs<S>& args_;
+  const TensorColumn<S>* columns_;
+  unsigned char* buffers_;
+};
+
+// A warp's sums: 32 pixels times 64 packed rows.
+template <class S>
+class TensorSums {
+ public:
+  FUSECELL_DEVICE_METHOD explicit TensorSums(int group_shift) {
+    const int warp = int(threadIdx.x) / 32;
+    group_ = warp & ((1 << group_shift) - 1);
+    pixel_ = (warp >> group_shift) * kWarpPixels;
+  }
+
+  FUSECELL_DEVICE_METHOD void take(const S* pixels, const S* weights) {
+    // Of the four matrices of a load two are rows above each other, two pieces side by side.
+    const int lane = int(threadIdx.x) % 32, line = lane % 8, low = lane / 8 % 2, high = lane / 16;
+#pragma unroll
+    for (int k = 0; k < kPieces; k += 2) {
+      uint32_t x[kWarpPixels / 16][4];
+#pragma unroll
+      for (int m = 0; m < kWarpPixels / 16; ++m) {
+        const int row = pixel_ + 16 * m + 8 * low + line;
+        device::load_matrices(pixels + (row * kPieces + ((k + high) ^ line)) * kPiece<S>, x[m]);  // line: row % 8
+        device::round_elements(x[m], static_cast<const S*>(nullptr));
+      }
+#pragma unroll
+      for (int j = 0; j < kGroupRows / 16; ++j) {
+        uint32_t w[4];
+        const int row = group_ * kGroupRows + 16 * j + 8 * high + line;
+        device::load_matrices(weights + (row * kPieces + ((k + low) ^ line)) * kPiece<S>, w);
+        device::round_elements(w, static_cast<const S*>(nullptr));
+        const uint32_t left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
+#pragma unroll
+        for (int m = 0; m < kWarpPixels / 16; ++m) {
+          device::multiply_add(x[m], left, sum_[m][2 * j], static_cast<const S*>(nullptr));
+          device::multiply_add(x[m], right, sum_[m][2 * j + 1], static_cast<const S*>(nullptr));
+        }
+      }
+    }
+  }
+
+  // Puts them into shared memory, where only this thread finds them again: in registers, those of all pixels would
+  // leave none for the ending of one.
+  FUSECELL_DEVICE_METHOD void park(Chunk<float, 4>* parked) const {
+#pragma unroll
+    for (int i = 0; i < kLanePixels; ++i) {
+#pragma unroll
+      for (int run = 0; run < 4; ++run) {
+        const float (&left)[4] = sum_[i / 2][2 * run], (&right)[4] = sum_[i / 2][2 * run + 1];
+        const int half = i % 2 * 2;
+        parked[(4 * i + run) * kThreads] = {{left[half], left[half + 1], right[half], right[half + 1]}};
+      }
+    }
+  }
+
+  FUSECELL_DEVICE_METHOD int pixel() const { return pixel_ + int(threadIdx.x) % 32 / 4; }  // the lane's first
+  static FUSECELL_DEVICE_METHOD int channel() { return int(threadIdx.x) % 4 * kTensorPack; }
+  FUSECELL_DEVICE_METHOD int group() const { return group_; }
+
+ private:
+  int group_, pixel_;  // the warp's rows and pixels of the tile
+  float sum_[kWarpPixels / 16][kGroupRows / 8][4] = {};
+};
+
+// Until the oldest of the stages under way is there.
+FUSECELL_DEVICE void wait_for_oldest(int buffers) {
+  if (buffers == 2) {
+    device::copy_async_wait<0>();
+  } else if (buffers == 3) {
+    device::copy_async_wait<1>();
+  } else {
+    device::copy_async_wait<2>();
+  }
+}
+
+// What a thread finds of the tile: pixels 8 apart, of each 4 runs of 4 channels; see packed_row.
+struct ParkedSums {
+  const Chunk<float, 4>* parked;
+  int pixel, group, channel;  // of the tile, its first pixel and its group of rows; the run's first channel
+
+  FUSECELL_DEVICE_METHOD void load(int i, int run, float (&to)[kTensorPack]) const {
+    const Chunk<float, 4> sums = parked[(4 * i + run) * kThreads];
+#pragma unroll
+    for (int v = 0; v < kTensorPack; ++v) to[v] = sums.element[v];
+  }
+};
+static_assert(kLanePixels * 4 * kThreads * 16 <= 2 * stage_bytes(0) &&
+              kLanePixels * 4 * kThreads * 16 <= 2 * stage_bytes(1));
+
+// columns: [2 * kMostTilePixels], buffers: args.buffers * stage_bytes, both shared.
+template <class S>
+FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColumn<S>* columns,
+                                       unsigned char* buffers) {
+  TensorSums<S> sums(args.group_shift);
+  const TensorLoader<S> loader(args, columns, buffers);
+  const int stages = loader.stages(), ahead = args.buffers - 1;
+  __syncthreads();
+  for (int stage = 0; stage < ahead; ++stage) {
+    if (stage < stages) loader.start(stage, stage);
+    device::copy_async_commit();
+  }
+  int buffer = 0, next = ahead;  // of the stage that is multiplied, of the one that is loaded
+#pragma unroll 1
+  for (int stage = 0; stage < stages; ++stage) {
+    wait_for_oldest(args.buffers);
+    __syncthreads();  // the stage is there for all, and all have done with the one before, whose buffer is next
+    if (stage + ahead < stages) loader.start(stage + ahead, next);
+    device::copy_async_commit();
+    sums.take(loader.pixels(buffer), loader.weights(buffer));
+    buffer = buffer + 1 < args.buffers ? buffer + 1 : 0;
+    next = next + 1 < args.buffers ? next + 1 : 0;
+  }
+  __syncthreads();  // all have done with the buffers
+  const auto parked = reinterpret_cast<Chunk<float, 4>*>(buffers) + threadIdx.x;
+  sums.park(parked);
+  return {parked, sums.pixel(), sums.group(), sums.channel()};
+}
+
+// f(which of the lane's pixels, sample, pixel) for each that there is.
+template <class S, class F>
+FUSECELL_DEVICE void for_tensor_pixels(const TensorTileArgs<S>& args, const ParkedSums& sums, F&& f) {
+  const int64_t first = int64_t(blockIdx.x) * tile_pixels(args.group_shift) + sums.pixel;
+#pragma unroll 1
+  for (int i = 0; i < kLanePixels; ++i) {
+    const int64_t at = first + 8 * i, n = quotient(at, args.pixels);
+    if (n < args.samples) f(i, n, at - n * args.pixels);
+  }
+}
+
+// The group of packed rows among all.
+template <class S>
+FUSECELL_DEVICE int64_t tensor_group(const TensorTileArgs<S>& args, const ParkedSums& sums) {
+  return (int64_t(blockIdx.y) << args.group_shift) + sums.group;
+}
+
+// Of `channels`, those of a pack from `first` on.
+FUSECELL_DEVICE Span channel_span(int64_t first, int64_t channels, bool whole) {
+  const int64_t left = channels - first;
+  return {left < kTensorPack ? int(left) : kTensorPack, whole};
+}
+
+// f(sample, pixel, channel, span, values) where a group is 64 channels, of `channels` in all.
+template <class S, class F>
+FUSECELL_DEVICE void for_tensor_channels(const TensorTileArgs<S>& args, const ParkedSums& sums, int64_t channels,
+                                         bool whole, F&& f) {
+  const int64_t group = tensor_group(args, sums) * kGroupRows + sums.channel;
+  for_tensor_pixels(args, sums, [&](int i, int64_t n, int64_t p) {
+#pragma unroll 1
+    for (int run = 0; run < 4; ++run) {
+      const int64_t first = group + run * kGroupChannels;
+      if (first >= channels) return;
+      float value[kTensorPack];
+      sums.load(i, run, value);
+      f(n, p, first, channel_span(first, channels, whole), value);
+    }
+  });
+}
+
+}  // namespace fusecell::cuda
