@@ -24,6 +24,7 @@ void define_extras(pybind11::module_& m) {
     result["shuffles"] = statistics.shuffles;
     result["matrix_loads"] = statistics.matrix_loads;
     result["matrix_products"] = statistics.matrix_products;
+    result["warpgroup_products"] = statistics.warpgroup_products;
     result["async_copies"] = statistics.async_copies;
     return result;
   });

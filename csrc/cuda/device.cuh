@@ -26,6 +26,8 @@ FUSECELL_DEVICE T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lane_mask);
 }
 
+FUSECELL_DEVICE int shared_address(const void* shared) { return static_cast<int>(__cvta_generic_to_shared(shared)); }
+
 // ----------------------------------------------------------------------------------------------------- tensor cores
 // Of bfloat16 and float16 with sums in float: from sm_80 on. What follows runs there only, by all lanes of a warp.
 FUSECELL_DEVICE constexpr bool has_tensor_cores() {
@@ -102,6 +104,145 @@ FUSECELL_DEVICE void round_elements(uint32_t (&part)[N], const float*) {
 }
 template <int N, class S>
 FUSECELL_DEVICE void round_elements(uint32_t (&)[N], const S*) {}
+
+// --------------------------------------------------------------------------------------- products of a warpgroup
+// Hopper's own: four warps, whose first is a multiple of 4, multiply out of shared memory and have their sums later.
+// Only code for sm_90a has them.
+FUSECELL_DEVICE constexpr bool has_warpgroup_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  return true;
+#else
+  return false;
+#endif
+}
+
+// Rows of 128 bytes in shared memory from a multiple of 1024 on, piece p of row r at place p ^ (r % 8).
+struct MatrixRows {
+  uint64_t descriptor;
+
+  // As from the row's piece `piece` on.
+  FUSECELL_DEVICE_METHOD MatrixRows from_piece(int piece) const { return {descriptor + uint64_t(piece)}; }
+};
+template <class S>
+FUSECELL_DEVICE MatrixRows matrix_rows(const S* first) {
+  constexpr uint64_t kEightRows = 1024 >> 4, kTurned128 = 1;  // bytes from 8 rows to the next 8; how places are turned
+  const uint64_t address = static_cast<uint64_t>(__cvta_generic_to_shared(first));
+  return {(address & 0x3FFFF) >> 4 | uint64_t(1) << 16 | kEightRows << 32 | kTurned128 << 62};
+}
+
+// Before the first product that reads registers, or shared memory that other instructions wrote.
+FUSECELL_DEVICE void begin_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+// Ends a group of products; waits for all but the newest N groups.
+FUSECELL_DEVICE void commit_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+template <int N>
+FUSECELL_DEVICE void wait_for_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+#endif
+}
+// What this thread wrote into shared memory, by copies too, is there for products after the next barrier.
+FUSECELL_DEVICE void show_to_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// sum += a b^T: 64 rows of a times 64 rows of b, or 128 in two halves, over 32 bytes of each. A lane's sums: of its
+// warp's 16 rows of a row lane / 4, rows 8 j + 2 (lane % 4) and the next of b; then row lane / 4 + 8.
+FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],
+                                            const bfloat16*) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, 1, 1, 1, 0, 0;"
+      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]),
+        "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
+        "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]),
+        "+f"(sum[4][2]), "+f"(sum[4][3]), "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
+        "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
+        "+f"(sum[7][2]), "+f"(sum[7][3])
+      : "l"(a.descriptor), "l"(b.descriptor));
+#endif
+}
+FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],
+                                            const float16*) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, 1, 1, 1, 0, 0;"
+      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]),
+        "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
+        "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]),
+        "+f"(sum[4][2]), "+f"(sum[4][3]), "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
+        "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
+        "+f"(sum[7][2]), "+f"(sum[7][3])
+      : "l"(a.descriptor), "l"(b.descriptor));
+#endif
+}
+FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4],
+                                            const bfloat16*) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, 1, 1, 1, 0, 0;"
+      : "+f"(sum[0][0][0]), "+f"(sum[0][0][1]), "+f"(sum[0][0][2]), "+f"(sum[0][0][3]), "+f"(sum[0][1][0]),
+        "+f"(sum[0][1][1]), "+f"(sum[0][1][2]), "+f"(sum[0][1][3]), "+f"(sum[0][2][0]), "+f"(sum[0][2][1]),
+        "+f"(sum[0][2][2]), "+f"(sum[0][2][3]), "+f"(sum[0][3][0]), "+f"(sum[0][3][1]), "+f"(sum[0][3][2]),
+        "+f"(sum[0][3][3]), "+f"(sum[0][4][0]), "+f"(sum[0][4][1]), "+f"(sum[0][4][2]), "+f"(sum[0][4][3]),
+        "+f"(sum[0][5][0]), "+f"(sum[0][5][1]), "+f"(sum[0][5][2]), "+f"(sum[0][5][3]), "+f"(sum[0][6][0]),
+        "+f"(sum[0][6][1]), "+f"(sum[0][6][2]), "+f"(sum[0][6][3]), "+f"(sum[0][7][0]), "+f"(sum[0][7][1]),
+        "+f"(sum[0][7][2]), "+f"(sum[0][7][3]), "+f"(sum[1][0][0]), "+f"(sum[1][0][1]), "+f"(sum[1][0][2]),
+        "+f"(sum[1][0][3]), "+f"(sum[1][1][0]), "+f"(sum[1][1][1]), "+f"(sum[1][1][2]), "+f"(sum[1][1][3]),
+        "+f"(sum[1][2][0]), "+f"(sum[1][2][1]), "+f"(sum[1][2][2]), "+f"(sum[1][2][3]), "+f"(sum[1][3][0]),
+        "+f"(sum[1][3][1]), "+f"(sum[1][3][2]), "+f"(sum[1][3][3]), "+f"(sum[1][4][0]), "+f"(sum[1][4][1]),
+        "+f"(sum[1][4][2]), "+f"(sum[1][4][3]), "+f"(sum[1][5][0]), "+f"(sum[1][5][1]), "+f"(sum[1][5][2]),
+        "+f"(sum[1][5][3]), "+f"(sum[1][6][0]), "+f"(sum[1][6][1]), "+f"(sum[1][6][2]), "+f"(sum[1][6][3]),
+        "+f"(sum[1][7][0]), "+f"(sum[1][7][1]), "+f"(sum[1][7][2]), "+f"(sum[1][7][3])
+      : "l"(a.descriptor), "l"(b.descriptor));
+#endif
+}
+FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4],
+                                            const float16*) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, 1, 1, 1, 0, 0;"
+      : "+f"(sum[0][0][0]), "+f"(sum[0][0][1]), "+f"(sum[0][0][2]), "+f"(sum[0][0][3]), "+f"(sum[0][1][0]),
+        "+f"(sum[0][1][1]), "+f"(sum[0][1][2]), "+f"(sum[0][1][3]), "+f"(sum[0][2][0]), "+f"(sum[0][2][1]),
+        "+f"(sum[0][2][2]), "+f"(sum[0][2][3]), "+f"(sum[0][3][0]), "+f"(sum[0][3][1]), "+f"(sum[0][3][2]),
+        "+f"(sum[0][3][3]), "+f"(sum[0][4][0]), "+f"(sum[0][4][1]), "+f"(sum[0][4][2]), "+f"(sum[0][4][3]),
+        "+f"(sum[0][5][0]), "+f"(sum[0][5][1]), "+f"(sum[0][5][2]), "+f"(sum[0][5][3]), "+f"(sum[0][6][0]),
+        "+f"(sum[0][6][1]), "+f"(sum[0][6][2]), "+f"(sum[0][6][3]), "+f"(sum[0][7][0]), "+f"(sum[0][7][1]),
+        "+f"(sum[0][7][2]), "+f"(sum[0][7][3]), "+f"(sum[1][0][0]), "+f"(sum[1][0][1]), "+f"(sum[1][0][2]),
+        "+f"(sum[1][0][3]), "+f"(sum[1][1][0]), "+f"(sum[1][1][1]), "+f"(sum[1][1][2]), "+f"(sum[1][1][3]),
+        "+f"(sum[1][2][0]), "+f"(sum[1][2][1]), "+f"(sum[1][2][2]), "+f"(sum[1][2][3]), "+f"(sum[1][3][0]),
+        "+f"(sum[1][3][1]), "+f"(sum[1][3][2]), "+f"(sum[1][3][3]), "+f"(sum[1][4][0]), "+f"(sum[1][4][1]),
+        "+f"(sum[1][4][2]), "+f"(sum[1][4][3]), "+f"(sum[1][5][0]), "+f"(sum[1][5][1]), "+f"(sum[1][5][2]),
+        "+f"(sum[1][5][3]), "+f"(sum[1][6][0]), "+f"(sum[1][6][1]), "+f"(sum[1][6][2]), "+f"(sum[1][6][3]),
+        "+f"(sum[1][7][0]), "+f"(sum[1][7][1]), "+f"(sum[1][7][2]), "+f"(sum[1][7][3])
+      : "l"(a.descriptor), "l"(b.descriptor));
+#endif
+}
 
 // ------------------------------------------------------------------------------------------------- memory
 // Loads before it are issued before loads after it. All threads of a warp come here together. Without it nvcc 13.0

@@ -1,6 +1,7 @@
 #include "cuda/devices.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "cuda/launch.h"
 #if defined(FUSECELL_EMULATED)
@@ -32,6 +33,21 @@ std::vector<Device> devices() {
   std::vector<Device> found;
   for (int number = 0; number < count; ++number) found.push_back(describe(number));
   return found;
+}
+
+bool use_warpgroups(int major, int minor) {
+#if defined(FUSECELL_EMULATED)
+  (void)major, (void)minor;
+  return emulation::controls().warpgroups;
+#else
+  static const bool wanted = [] {
+    const char* given = std::getenv("FUSECELL_WARPGROUPS");
+    const std::string text = given && *given ? given : "off";
+    if (text != "on" && text != "off") value_error("FUSECELL_WARPGROUPS", "on or off", text);
+    return text == "on";
+  }();
+  return wanted && major == 9 && minor == 0;
+#endif
 }
 
 int runtime_version() {

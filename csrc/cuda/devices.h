@@ -18,6 +18,10 @@ struct Device {
 // Empty where there is no driver, or no GPU.
 std::vector<Device> devices();
 
+// Whether 16-bit convolutions multiply by warpgroups: on Hopper (9.0) where FUSECELL_WARPGROUPS says on. Off by
+// default, since no GPU has run them yet. Throws Error (value).
+bool use_warpgroups(int major, int minor);
+
 // 12040 is 12.4; the driver's is 0 where there is none.
 int runtime_version();
 int driver_version();

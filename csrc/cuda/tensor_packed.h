@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "base/arena.h"
+#include "cuda/devices.h"
 #include "cuda/launch.h"
 #include "cuda/packed.h"
 #include "cuda/tensor_convolution.cuh"
@@ -150,11 +151,15 @@ class TensorWeights {
     TensorTileArgs<S> args{};
     args.group_shift = group_shift_;
     args.buffers = tensor_buffers(context.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), group_shift_);
+    args.warpgroups = use_warpgroups(context.attribute(cudaDevAttrComputeCapabilityMajor),
+                                     context.attribute(cudaDevAttrComputeCapabilityMinor));
     args.samples = samples;
     args.pixels = pixels();
     return args;
   }
-  static int shared_bytes(const TensorTileArgs<S>& tile) { return tile.buffers * stage_bytes(tile.group_shift); }
+  static int shared_bytes(const TensorTileArgs<S>& tile) {
+    return tile.buffers * stage_bytes(tile.group_shift) + kRowsAlignment;
+  }
 
   dim3 grid(int64_t samples) const {
     const int64_t tiles = ceil_div(checked_product("x", {samples, pixels()}), tile_pixels(group_shift_));

@@ -17,17 +17,16 @@ template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, 2) tensor_forward_step(const TensorForwardArgs<S> args) {
   if (!device::has_tensor_cores()) return;
   FUSECELL_SHARED(TensorColumn<S>, columns, 2 * kMostTilePixels);
-  FUSECELL_DYNAMIC_SHARED(buffers);
+  FUSECELL_DYNAMIC_SHARED(stages);
   const int64_t C = args.step.cell.channels;
-  const ParkedSums sums = tensor_tile(args.tile, columns, buffers);
-  const int64_t first = tensor_group(args.tile, sums) * kGroupChannels + sums.channel;
-  if (first >= C) return;
-  const Span span = channel_span(first, C, args.step.cell.whole);
-  for_tensor_pixels(args.tile, sums, [&](int i, int64_t b, int64_t p) {
+  const ParkedSums sums = tensor_tile(args.tile, columns, stages);
+  for_tensor_pixels(args.tile, sums, [&](int i, int64_t b, int64_t p, int64_t group) {
+    const int64_t first = group * kGroupChannels + sums.channel;
+    if (first >= C) return;
     float z[4][kTensorPack];
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) sums.load(i, gate, z[gate]);
-    finish_step<Act, Along::channels>(args.step, z, span, b, first, p);
+    finish_step<Act, Along::channels>(args.step, z, channel_span(first, C, args.step.cell.whole), b, first, p);
   });
 }
 
@@ -44,9 +43,9 @@ __global__ void __launch_bounds__(kThreads, 2) tensor_backward_step(const Tensor
   FUSECELL_SHARED(TensorColumn<S>, columns, 2 * kMostTilePixels);
   FUSECELL_SHARED(double, warp_squares, kThreads / 32 * Sums::kSquares);
   FUSECELL_SHARED(float, warp_others, kThreads / 32 * Sums::kOthers);
-  FUSECELL_DYNAMIC_SHARED(buffers);
+  FUSECELL_DYNAMIC_SHARED(stages);
   Sums sums, *wanted = args.step.statistics ? &sums : nullptr;
-  const ParkedSums through = tensor_tile(args.tile, columns, buffers);
+  const ParkedSums through = tensor_tile(args.tile, columns, stages);
   for_tensor_channels(args.tile, through, args.step.cell.channels, args.step.cell.whole,
                       [&](int64_t b, int64_t p, int64_t channel, const Span& span, const float (&value)[kTensorPack]) {
                         finish_backward_step<Act, Along::channels>(args.step, value, span, b, channel, p, wanted);

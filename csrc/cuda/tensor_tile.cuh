@@ -17,7 +17,6 @@ constexpr int kGroupRows = 64;  // packed rows of a warp: 16 channels' gates, or
 constexpr int kGroupChannels = 16;
 constexpr int kWarpPixels = 32;
 constexpr int kTensorPack = 4;  // channels of a lane
-constexpr int kLanePixels = kWarpPixels / 8;
 constexpr int kMostTilePixels = 256;
 
 // One convolution's part of the sum.
@@ -35,11 +34,13 @@ struct TensorTileArgs {
   TensorOperand<S> operand[2];
   int group_shift;  // the tile has 64 << group_shift rows, 256 >> group_shift pixels
   int buffers;      // stages in shared memory: 2 to 4
+  bool warpgroups;  // multiply by warpgroups, where the code and the elements allow it
   int64_t samples, pixels;
 };
 
 constexpr FUSECELL_HD_METHOD int tile_rows(int group_shift) { return kGroupRows << group_shift; }
 constexpr FUSECELL_HD_METHOD int tile_pixels(int group_shift) { return kMostTilePixels >> group_shift; }
+constexpr int kRowsAlignment = 1024;  // of a stage's rows: 8 of them
 constexpr FUSECELL_HD_METHOD int stage_bytes(int group_shift) {
   return (tile_rows(group_shift) + tile_pixels(group_shift)) * kPieces * 16;
 }
@@ -142,11 +143,43 @@ class TensorLoader {
   unsigned char* buffers_;
 };
 
-// A warp's sums: 32 pixels times 64 packed rows.
+// What a thread finds of the tile: 4 times 4 runs of 4 channels, see packed_row, each at one pixel and of one group.
+// They lie in shared memory, where only this thread looks for them: in registers, those of all pixels would leave none
+// for the ending of one.
+struct ParkedSums {
+  const Chunk<float, 4>* at;
+  int first_pixel, pixels_apart, first_group, groups_apart;  // of the tile; the first two, and from them to the others
+  int channel;                                               // of a run, the first
+
+  FUSECELL_DEVICE_METHOD int pixel(int i) const { return first_pixel + i % 2 * 8 + i / 2 * pixels_apart; }
+  FUSECELL_DEVICE_METHOD int group(int i) const { return first_group + i / 2 * groups_apart; }
+  FUSECELL_DEVICE_METHOD void load(int i, int run, float (&to)[kTensorPack]) const {
+    const Chunk<float, 4> sums = at[(4 * i + run) * kThreads];
+#pragma unroll
+    for (int v = 0; v < kTensorPack; ++v) to[v] = sums.element[v];
+  }
+};
+constexpr int kParked = 4;  // of a thread
+static_assert(kParked * 4 * kThreads * 16 <= 2 * stage_bytes(0) && kParked * 4 * kThreads * 16 <= 2 * stage_bytes(1));
+
+// Sums [2][8][4], as a product leaves them: of either half the i-th and the next pixel's.
+FUSECELL_DEVICE void park(const float (&sum)[2][8][4], Chunk<float, 4>* parked) {
+#pragma unroll
+  for (int i = 0; i < kParked; ++i) {
+#pragma unroll
+    for (int run = 0; run < 4; ++run) {
+      const float (&left)[4] = sum[i / 2][2 * run], (&right)[4] = sum[i / 2][2 * run + 1];
+      const int row = i % 2 * 2;
+      parked[(4 * i + run) * kThreads] = {{left[row], left[row + 1], right[row], right[row + 1]}};
+    }
+  }
+}
+
+// By warps: 32 pixels times 64 packed rows each.
 template <class S>
-class TensorSums {
+class WarpSums {
  public:
-  FUSECELL_DEVICE_METHOD explicit TensorSums(int group_shift) {
+  FUSECELL_DEVICE_METHOD explicit WarpSums(int group_shift) {
     const int warp = int(threadIdx.x) / 32;
     group_ = warp & ((1 << group_shift) - 1);
     pixel_ = (warp >> group_shift) * kWarpPixels;
@@ -155,6 +188,7 @@ class TensorSums {
   FUSECELL_DEVICE_METHOD void take(const S* pixels, const S* weights) {
     // Of the four matrices of a load two are rows above each other, two pieces side by side.
     const int lane = int(threadIdx.x) % 32, line = lane % 8, low = lane / 8 % 2, high = lane / 16;
+    const S* const type = nullptr;
 #pragma unroll
     for (int k = 0; k < kPieces; k += 2) {
       uint32_t x[kWarpPixels / 16][4];
@@ -162,45 +196,75 @@ class TensorSums {
       for (int m = 0; m < kWarpPixels / 16; ++m) {
         const int row = pixel_ + 16 * m + 8 * low + line;
         device::load_matrices(pixels + (row * kPieces + ((k + high) ^ line)) * kPiece<S>, x[m]);  // line: row % 8
-        device::round_elements(x[m], static_cast<const S*>(nullptr));
+        device::round_elements(x[m], type);
       }
 #pragma unroll
       for (int j = 0; j < kGroupRows / 16; ++j) {
         uint32_t w[4];
         const int row = group_ * kGroupRows + 16 * j + 8 * high + line;
         device::load_matrices(weights + (row * kPieces + ((k + low) ^ line)) * kPiece<S>, w);
-        device::round_elements(w, static_cast<const S*>(nullptr));
+        device::round_elements(w, type);
         const uint32_t left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
 #pragma unroll
         for (int m = 0; m < kWarpPixels / 16; ++m) {
-          device::multiply_add(x[m], left, sum_[m][2 * j], static_cast<const S*>(nullptr));
-          device::multiply_add(x[m], right, sum_[m][2 * j + 1], static_cast<const S*>(nullptr));
+          device::multiply_add(x[m], left, sum_[m][2 * j], type);
+          device::multiply_add(x[m], right, sum_[m][2 * j + 1], type);
         }
       }
     }
   }
 
-  // Puts them into shared memory, where only this thread finds them again: in registers, those of all pixels would
-  // leave none for the ending of one.
-  FUSECELL_DEVICE_METHOD void park(Chunk<float, 4>* parked) const {
-#pragma unroll
-    for (int i = 0; i < kLanePixels; ++i) {
-#pragma unroll
-      for (int run = 0; run < 4; ++run) {
-        const float (&left)[4] = sum_[i / 2][2 * run], (&right)[4] = sum_[i / 2][2 * run + 1];
-        const int half = i % 2 * 2;
-        parked[(4 * i + run) * kThreads] = {{left[half], left[half + 1], right[half], right[half + 1]}};
-      }
-    }
+  FUSECELL_DEVICE_METHOD ParkedSums parked(Chunk<float, 4>* at) const {
+    park(sum_, at);
+    const int lane = int(threadIdx.x) % 32;
+    return {at, pixel_ + lane / 4, 16, group_, 0, lane % 4 * kTensorPack};
   }
-
-  FUSECELL_DEVICE_METHOD int pixel() const { return pixel_ + int(threadIdx.x) % 32 / 4; }  // the lane's first
-  static FUSECELL_DEVICE_METHOD int channel() { return int(threadIdx.x) % 4 * kTensorPack; }
-  FUSECELL_DEVICE_METHOD int group() const { return group_; }
 
  private:
   int group_, pixel_;  // the warp's rows and pixels of the tile
   float sum_[kWarpPixels / 16][kGroupRows / 8][4] = {};
+};
+
+// By warpgroups: 64 pixels times 128 packed rows each, or 128 times 64, as two halves of 64 times 64.
+template <class S>
+class WarpgroupSums {
+ public:
+  FUSECELL_DEVICE_METHOD explicit WarpgroupSums(int group_shift)
+      : wide_(group_shift == 0), pixel_(int(threadIdx.x) / 128 * (128 >> group_shift)) {}
+
+  // Has not ended when it returns.
+  FUSECELL_DEVICE_METHOD void begin(const S* pixels, const S* weights) {
+    constexpr int kRow = kPieces * kPiece<S>;
+    const auto x = device::matrix_rows(pixels + pixel_ * kRow), w = device::matrix_rows(weights);
+    const S* const type = nullptr;
+    if (wide_) {
+      const auto more = device::matrix_rows(pixels + (pixel_ + 64) * kRow);
+      device::begin_products();  // in either branch: before a branch nvcc 13.0 would add another
+#pragma unroll
+      for (int k = 0; k < kPieces; k += 2) {
+        device::warpgroup_multiply_add(x.from_piece(k), w.from_piece(k), sum_[0], type);
+        device::warpgroup_multiply_add(more.from_piece(k), w.from_piece(k), sum_[1], type);
+      }
+    } else {
+      device::begin_products();
+#pragma unroll
+      for (int k = 0; k < kPieces; k += 2) {
+        device::warpgroup_multiply_add(x.from_piece(k), w.from_piece(k), sum_, type);
+      }
+    }
+    device::commit_products();
+  }
+
+  FUSECELL_DEVICE_METHOD ParkedSums parked(Chunk<float, 4>* at) const {
+    park(sum_, at);
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
+    return {at, pixel_ + 16 * warp + lane / 4, wide_ ? 64 : 0, 0, wide_ ? 0 : 1, lane % 4 * kTensorPack};
+  }
+
+ private:
+  bool wide_;
+  int pixel_;
+  float sum_[2][8][4] = {};
 };
 
 // Until the oldest of the stages under way is there.
@@ -214,28 +278,11 @@ FUSECELL_DEVICE void wait_for_oldest(int buffers) {
   }
 }
 
-// What a thread finds of the tile: pixels 8 apart, of each 4 runs of 4 channels; see packed_row.
-struct ParkedSums {
-  const Chunk<float, 4>* parked;
-  int pixel, group, channel;  // of the tile, its first pixel and its group of rows; the run's first channel
-
-  FUSECELL_DEVICE_METHOD void load(int i, int run, float (&to)[kTensorPack]) const {
-    const Chunk<float, 4> sums = parked[(4 * i + run) * kThreads];
-#pragma unroll
-    for (int v = 0; v < kTensorPack; ++v) to[v] = sums.element[v];
-  }
-};
-static_assert(kLanePixels * 4 * kThreads * 16 <= 2 * stage_bytes(0) &&
-              kLanePixels * 4 * kThreads * 16 <= 2 * stage_bytes(1));
-
-// columns: [2 * kMostTilePixels], buffers: args.buffers * stage_bytes, both shared.
-template <class S>
-FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColumn<S>* columns,
-                                       unsigned char* buffers) {
-  TensorSums<S> sums(args.group_shift);
-  const TensorLoader<S> loader(args, columns, buffers);
-  const int stages = loader.stages(), ahead = args.buffers - 1;
-  __syncthreads();
+// multiply(pixels, weights, load_next) for every stage, with one barrier, after which it calls load_next: all have done
+// with the stage before then, whose buffer is the next one's.
+template <class S, class Multiply>
+FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Multiply&& multiply) {
+  const int stages = loader.stages(), ahead = buffers - 1;
   for (int stage = 0; stage < ahead; ++stage) {
     if (stage < stages) loader.start(stage, stage);
     device::copy_async_commit();
@@ -243,35 +290,57 @@ FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColu
   int buffer = 0, next = ahead;  // of the stage that is multiplied, of the one that is loaded
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
-    wait_for_oldest(args.buffers);
-    __syncthreads();  // the stage is there for all, and all have done with the one before, whose buffer is next
-    if (stage + ahead < stages) loader.start(stage + ahead, next);
-    device::copy_async_commit();
-    sums.take(loader.pixels(buffer), loader.weights(buffer));
-    buffer = buffer + 1 < args.buffers ? buffer + 1 : 0;
-    next = next + 1 < args.buffers ? next + 1 : 0;
+    wait_for_oldest(buffers);
+    multiply(loader.pixels(buffer), loader.weights(buffer), [&] {
+      if (stage + ahead < stages) loader.start(stage + ahead, next);
+      device::copy_async_commit();
+    });
+    buffer = buffer + 1 < buffers ? buffer + 1 : 0;
+    next = next + 1 < buffers ? next + 1 : 0;
   }
   __syncthreads();  // all have done with the buffers
-  const auto parked = reinterpret_cast<Chunk<float, 4>*>(buffers) + threadIdx.x;
-  sums.park(parked);
-  return {parked, sums.pixel(), sums.group(), sums.channel()};
 }
 
-// f(which of the lane's pixels, sample, pixel) for each that there is.
+// columns: [2 * kMostTilePixels]; dynamic: shared_bytes of the tile.
+template <class S>
+FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColumn<S>* columns,
+                                       unsigned char* dynamic) {
+  unsigned char* const stages = dynamic + (-device::shared_address(dynamic) & (kRowsAlignment - 1));
+  const TensorLoader<S> loader(args, columns, stages);
+  const auto parked = reinterpret_cast<Chunk<float, 4>*>(stages) + threadIdx.x;
+  __syncthreads();
+  if constexpr (sizeof(S) == 2) {
+    if (device::has_warpgroup_products() && args.warpgroups) {
+      WarpgroupSums<S> sums(args.group_shift);
+      for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
+        device::show_to_products();
+        __syncthreads();
+        sums.begin(pixels, weights);
+        load_next();
+        device::wait_for_products<0>();
+      });
+      return sums.parked(parked);
+    }
+  }
+  WarpSums<S> sums(args.group_shift);
+  for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
+    __syncthreads();
+    load_next();
+    sums.take(pixels, weights);
+  });
+  return sums.parked(parked);
+}
+
+// f(which of this thread's, sample, pixel, group of packed rows) for each that there is.
 template <class S, class F>
 FUSECELL_DEVICE void for_tensor_pixels(const TensorTileArgs<S>& args, const ParkedSums& sums, F&& f) {
-  const int64_t first = int64_t(blockIdx.x) * tile_pixels(args.group_shift) + sums.pixel;
+  const int64_t first = int64_t(blockIdx.x) * tile_pixels(args.group_shift);
+  const int64_t group = int64_t(blockIdx.y) << args.group_shift;
 #pragma unroll 1
-  for (int i = 0; i < kLanePixels; ++i) {
-    const int64_t at = first + 8 * i, n = quotient(at, args.pixels);
-    if (n < args.samples) f(i, n, at - n * args.pixels);
+  for (int i = 0; i < kParked; ++i) {
+    const int64_t at = first + sums.pixel(i), n = quotient(at, args.pixels);
+    if (n < args.samples) f(i, n, at - n * args.pixels, group + sums.group(i));
   }
-}
-
-// The group of packed rows among all.
-template <class S>
-FUSECELL_DEVICE int64_t tensor_group(const TensorTileArgs<S>& args, const ParkedSums& sums) {
-  return (int64_t(blockIdx.y) << args.group_shift) + sums.group;
 }
 
 // Of `channels`, those of a pack from `first` on.
@@ -284,11 +353,10 @@ FUSECELL_DEVICE Span channel_span(int64_t first, int64_t channels, bool whole) {
 template <class S, class F>
 FUSECELL_DEVICE void for_tensor_channels(const TensorTileArgs<S>& args, const ParkedSums& sums, int64_t channels,
                                          bool whole, F&& f) {
-  const int64_t group = tensor_group(args, sums) * kGroupRows + sums.channel;
-  for_tensor_pixels(args, sums, [&](int i, int64_t n, int64_t p) {
+  for_tensor_pixels(args, sums, [&](int i, int64_t n, int64_t p, int64_t group) {
 #pragma unroll 1
     for (int run = 0; run < 4; ++run) {
-      const int64_t first = group + run * kGroupChannels;
+      const int64_t first = group * kGroupRows + run * kGroupChannels + sums.channel;
       if (first >= channels) return;
       float value[kTensorPack];
       sums.load(i, run, value);

@@ -50,6 +50,8 @@ void Thread::begin(unsigned number_in_block, const Extent& block) {
   index = place(number, block);
   copies.clear();
   committed = 0;
+  products.clear();
+  committed_products = 0;
 }
 
 // ------------------------------------------------------------------------------------------ a launch, a block
@@ -210,6 +212,51 @@ void Block::multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], fl
       sum, current_thread->number % kWarp,
       [&](unsigned row, unsigned k) { return value(of_lane[4 * (row % 8) + k % 4][row / 8 + 2 * (k / 4)]); },
       [&](unsigned column, unsigned k) { return value(of_lane[4 * column + k % 4][4 + k / 4]); });
+}
+
+// Each thread computes its own sums out of shared memory: lanes exchange nothing.
+void Block::warpgroup_multiply_add(WarpgroupProduct product) {
+  const unsigned first = current_thread->number / 128 * 128;
+  if (threads_ - first < 128)
+    fail("warpgroup_multiply_add in a warpgroup of " + std::to_string(threads_ - first) + " threads");
+  for (const auto& [rows, count] : {std::pair(product.a, 64), std::pair(product.b, 8 * product.n)}) {
+    if (!inside_shared(rows.first, size_t(count) * 128))
+      fail("warpgroup_multiply_add: rows that are not in a shared array");
+    if (rows.piece < 0 || rows.piece > 6) fail("warpgroup_multiply_add: pieces beyond the end of a row");
+  }
+  ++current_thread->warpgroup_products;
+  if (controls_.copies == Copies::eager) return carry_out(product);
+  product.group = current_thread->committed_products;
+  current_thread->products.push_back(product);
+}
+
+void Block::carry_out(const WarpgroupProduct& product) {
+  const unsigned number = current_thread->number % 128, lane = number % kWarp;
+  const auto element = [&](const Rows& rows, unsigned row, unsigned k) {
+    const unsigned piece = static_cast<unsigned>(rows.piece) + k / 8;
+    const auto* at = static_cast<const std::byte*>(rows.first) + row * 128 + (piece ^ row % 8) * 16 + k % 8 * 2;
+    uint16_t bits;
+    std::memcpy(&bits, at, sizeof bits);
+    return product.widen(bits);
+  };
+  for (unsigned j = 0; j < static_cast<unsigned>(product.n); ++j) {
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = number / kWarp * 16 + lane / 4 + 8 * (i / 2), column = 8 * j + 2 * (lane % 4) + i % 2;
+      for (unsigned k = 0; k < 16; ++k) {
+        product.sum[4 * j + i] += element(product.a, row, k) * element(product.b, column, k);
+      }
+    }
+  }
+}
+
+void Block::wait_for_products(int newest) {
+  Thread& thread = *current_thread;
+  auto product = thread.products.begin();
+  for (; product != thread.products.end(); ++product) {
+    if (product->group + static_cast<uint64_t>(newest) >= thread.committed_products) break;
+    carry_out(*product);
+  }
+  thread.products.erase(thread.products.begin(), product);
 }
 
 // ------------------------------------------------------------------------------------------ memory

@@ -38,12 +38,24 @@ struct Copy {
   uint64_t group;
 };
 
+// 64 x 8 n, with 16 elements of 16 bits of each row of both.
+struct WarpgroupProduct {
+  Rows a, b;
+  float* sum;  // [n][4] of this thread
+  int n;
+  float (*widen)(uint16_t);
+  uint64_t group;
+};
+
 struct Thread {
   Extent index;
   unsigned number;
-  std::vector<Copy> copies = {};  // late ones that no wait has covered
-  uint64_t committed = 0;         // groups
-  int64_t async_copies = 0;       // of the launch
+  std::vector<Copy> copies = {};                // late ones that no wait has covered
+  uint64_t committed = 0;                       // groups
+  int64_t async_copies = 0;                     // of the launch
+  int64_t warpgroup_products = 0;               // the same
+  std::vector<WarpgroupProduct> products = {};  // as copies
+  uint64_t committed_products = 0;
 
   void begin(unsigned number_in_block, const Extent& block);
 };
@@ -85,6 +97,8 @@ class Block {
   void load_matrices(const void* row, bool transposed, uint32_t (&part)[4]);
   void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
   void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
+  void warpgroup_multiply_add(WarpgroupProduct product);
+  void wait_for_products(int newest);
   bool has_tensor_cores() const { return controls_.tensor_cores; }
   void* shared_array(const void* site, size_t bytes);
   void* dynamic_shared() { return shared_array(nullptr, kernel_->shared_bytes); }
@@ -124,6 +138,7 @@ class Block {
   template <unsigned kDepth, class Left, class Right>
   static void add_products(float (&sum)[4], unsigned lane, const Left& left, const Right& right);
   bool inside_shared(const void* begin, size_t bytes);
+  static void carry_out(const WarpgroupProduct& product);
   static void arrive_copy(void* shared, const void* global);
   // Deposits a lane's value and returns, when all have come, those of the warp: whole warps only. They stay until the
   // lane's next exchange.

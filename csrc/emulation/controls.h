@@ -22,6 +22,7 @@ struct Controls {
   Order order = Order::forward;
   uint64_t seed = 0;
   bool tensor_cores = true;  // as from sm_80 on; without them kernels take what an older GPU takes
+  bool warpgroups = false;   // products of warpgroups are asked for, as from FUSECELL_WARPGROUPS
   bool capturing = false;    // cudaStreamIsCapturing says so, and cudaStreamSynchronize refuses
 };
 
@@ -39,8 +40,9 @@ struct Statistics {
   int64_t shuffles;      // a whole warp's counts once, as the next two do
   int64_t matrix_loads;  // of four 8 x 8 matrices
   int64_t matrix_products;
-  int64_t async_copies;  // of 16 bytes each, at the call
-  int64_t most_threads;  // in a block
+  int64_t warpgroup_products;  // a thread's counts once
+  int64_t async_copies;        // of 16 bytes each, at the call
+  int64_t most_threads;        // in a block
 };
 Statistics statistics();
 std::map<std::string, int64_t> launched_kernels();  // launches by name

@@ -60,6 +60,14 @@ void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4
 void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
   block().multiply_add_tf32(a, b, sum);
 }
+void warpgroup_multiply_add(const Rows& a, const Rows& b, float* sum, int columns_over_8, float (*widen)(uint16_t)) {
+  block().warpgroup_multiply_add({a, b, sum, columns_over_8, widen, 0});
+}
+void commit_products() {
+  block();
+  ++current_thread->committed_products;
+}
+void wait_for_products(int newest) { block().wait_for_products(newest); }
 // To nearest, ties away from zero; what is infinite or NaN stays.
 uint32_t round_to_tf32(uint32_t word) {
   return (word & 0x7F800000u) == 0x7F800000u ? word : (word + 0x1000u) & ~0x1FFFu;
@@ -117,13 +125,17 @@ void set(Controls& controls, const std::string& key, const std::string& value) {
     controls.tensor_cores = true;
   } else if (is("tensor_cores", "off")) {
     controls.tensor_cores = false;
+  } else if (is("warpgroups", "on")) {
+    controls.warpgroups = true;
+  } else if (is("warpgroups", "off")) {
+    controls.warpgroups = false;
   } else if (key == "seed" && !value.empty() && value.size() < 20 &&
              value.find_first_not_of("0123456789") == std::string::npos) {
     controls.seed = std::stoull(value);
   } else {
     throw std::invalid_argument(
         "FUSECELL_EMULATION: expected engine=fibres|threads, copies=eager|late, order=forward|reversed|random, "
-        "tensor_cores=on|off, seed=<number>, separated by commas, got '" +
+        "tensor_cores=on|off, warpgroups=on|off, seed=<number>, separated by commas, got '" +
         key + "=" + value + "'");
   }
 }
@@ -215,6 +227,7 @@ bool run(const Kernel& kernel) {
   all.statistics.matrix_loads += done.matrix_loads;
   all.statistics.matrix_products += done.matrix_products;
   all.statistics.async_copies += done.async_copies;
+  all.statistics.warpgroup_products += done.warpgroup_products;
   all.statistics.most_threads = std::max(all.statistics.most_threads, done.most_threads);
   if (!fault.empty()) all.fault = fault;
   return fault.empty();

@@ -29,6 +29,14 @@ void load_matrices(const void* row, bool transposed, uint32_t (&part)[4]);
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
 void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
 uint32_t round_to_tf32(uint32_t word);
+// Rows of 128 bytes, piece p of row r at place p ^ (r % 8); the product begins at `piece`.
+struct Rows {
+  const void* first;
+  int piece;
+};
+void warpgroup_multiply_add(const Rows& a, const Rows& b, float* sum, int columns_over_8, float (*widen)(uint16_t));
+void commit_products();
+void wait_for_products(int newest);
 bool has_tensor_cores();
 void* shared_array(const void* site, size_t bytes);  // the block's array of this site, made by the first who asks
 void* dynamic_shared();

@@ -59,7 +59,10 @@ class FibreBlock final : public Block {
     Walk blocks(controls.order, kernel.grid.count(), controls.seed);
     for (uint64_t i = 0; i < blocks.count && fault.empty(); ++i, blocks.advance()) run_block(blocks.position);
     leave();
-    for (const auto& fibre : fibres_) statistics.async_copies += std::exchange(fibre->thread.async_copies, 0);
+    for (const auto& fibre : fibres_) {
+      statistics.async_copies += std::exchange(fibre->thread.async_copies, 0);
+      statistics.warpgroup_products += std::exchange(fibre->thread.warpgroup_products, 0);
+    }
     end_launch();
   }
 

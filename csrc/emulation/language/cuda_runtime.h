@@ -53,6 +53,7 @@ T shuffle_xor(T value, int lane_mask) {
 }
 
 inline void keep_loads_apart() {}
+inline int shared_address(const void*) { return 16; }  // not aligned any further than it must be
 
 inline bool has_tensor_cores() { return emulation::has_tensor_cores(); }
 template <class S>
@@ -76,6 +77,32 @@ void round_elements(uint32_t (&part)[N], const S*) {
   if constexpr (sizeof(S) == 4) {
     for (uint32_t& word : part) word = emulation::round_to_tf32(word);
   }
+}
+
+inline bool has_warpgroup_products() { return emulation::has_tensor_cores(); }
+struct MatrixRows {
+  const void* first;
+  int piece;
+
+  MatrixRows from_piece(int p) const { return {first, piece + p}; }
+};
+inline MatrixRows matrix_rows(const void* first) { return {first, 0}; }
+inline void begin_products() {}
+inline void show_to_products() {}
+inline void commit_products() { emulation::commit_products(); }
+template <int N>
+void wait_for_products() {
+  emulation::wait_for_products(N);
+}
+template <class S>
+void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4], const S*) {
+  const auto as_float = [](uint16_t bits) { return widen(S{bits}); };
+  emulation::warpgroup_multiply_add({a.first, a.piece}, {b.first, b.piece}, &sum[0][0], 8, as_float);
+}
+template <class S>
+void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4], const S*) {
+  const auto as_float = [](uint16_t bits) { return widen(S{bits}); };
+  emulation::warpgroup_multiply_add({a.first, a.piece}, {b.first, b.piece}, &sum[0][0][0], 16, as_float);
 }
 
 inline void copy_async_16(void* shared, const void* global) { emulation::copy_async(shared, global); }
