@@ -23,6 +23,7 @@ from shapes import Shape
 from torch import Tensor, nn
 from torch_peers import usual_step
 
+import fusecell
 from fusecell.torch import ConvLSTM2d
 
 TOLERANCE = {"bf16": 5e-2, "TF32": 1e-2, "float32": 1e-4}  # of each result's largest value, against float64
@@ -450,7 +451,8 @@ class Served:
         """What a table must say of where it was made."""
         gpu = self.device == "cuda"
         return {
-            "device": torch.cuda.get_device_name() if gpu else self.device, "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if gpu else self.device, "fusecell": fusecell.__version__,
+            "torch": torch.__version__,
             "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version()) if gpu else "",
         }  # fmt: skip
 

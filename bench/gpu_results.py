@@ -348,6 +348,7 @@ def tables(results: Results, shapes: Sequence[str], precisions: Sequence[str]) -
     failed = [f"{key}: {found['failed']}" for key, found in results.found["cells"].items() if "failed" in found]
     parts = [
         ", ".join(f"{name} {value}" for name, value in results.found["machine"].items() if value),
+        "\n".join(f"{run['date']}, commit {run['commit']}, {run['seconds']:.0f} s" for run in results.found["runs"]),
         "\n".join(f"{s}: {SHAPES[s]}" for s in shapes),
         aligned(SPEED, map(speed_line, rows)) + "\n* from the first timings, not by turns",
         aligned(FURTHER, forward),

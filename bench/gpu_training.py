@@ -17,6 +17,7 @@ import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -96,7 +97,7 @@ class Workers:
         """Raises Refused. A process that may have harmed its CUDA context is closed."""
         who = peer, precision
         if who not in self.processes:
-            self.processes[who] = self.start(peer, precision, os.cpu_count() or 1)
+            self.processes[who] = self.start(peer, precision, min(8, os.cpu_count() or 1))
         try:
             return self.processes[who].ask(method, *arguments, patience=patience)
         except Refused as reason:
@@ -342,7 +343,13 @@ def measure(args: argparse.Namespace, tasks: Sequence[Cell | Rematch], results: 
         machine = workers.ask(EAGER, args.precisions[0], "machine", patience=budget.patience(90))
         results.expect_machine({**machine, "host": platform.machine()})
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        run = {"command": " ".join(sys.argv), "date": now, "seconds": args.seconds, "peers": args.peers}
+        run = {
+            "command": " ".join(sys.argv),
+            "commit": commit(),
+            "date": now,
+            "seconds": args.seconds,
+            "peers": args.peers,
+        }
         results.found["runs"].append(run)
         results.write()
         measuring = Measuring(workers, results, budget, Path(folder))
@@ -350,6 +357,14 @@ def measure(args: argparse.Namespace, tasks: Sequence[Cell | Rematch], results: 
             if args.device == "cuda":
                 measuring.ceilings(args.precisions)
         measuring.run(tasks)
+
+
+def commit() -> str:
+    """Of this checkout, if it is one."""
+    command = ["git", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip() or "unknown"
+    return "unknown"
 
 
 if __name__ == "__main__":

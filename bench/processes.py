@@ -6,6 +6,7 @@ nothing between requests, and ends when nobody can ask any more.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -50,7 +51,8 @@ class Process:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that does not let go of it holds up nobody
+            self._process.communicate(timeout=20)
         self._log.close()
 
     def ask(self, method: str, *arguments: Any, patience: float = PATIENCE) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,101 @@ def test_another_shape_is_made_anew(truth):
     assert served.made.x.shape == (1, 1, 1, 2, 2)
     with pytest.raises(RuntimeError, match="a CUDA graph needs a GPU"):
         served.hold(TINY, "training", True, truth)
+
+
+class Event:
+    """A CUDA event on the host's clock."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, other):
+        return 1e3 * (other.seconds - self.seconds)
+
+
+class Graph:
+    """What is captured has run; a replay does nothing, or runs it again."""
+
+    def __init__(self):
+        self.replayed = 0
+
+    def replay(self):
+        self.replayed += 1
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """torch.cuda as the peers use it, without a GPU."""
+    for name in ("synchronize", "current_stream", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5000)
+
+
+def on_gpu(peer):
+    """As if it were there."""
+    made = gpu_peers.MAKERS[peer](gpu_peers.Numbers(Shape(*TINY), "cpu"), "float32")
+    made.on_gpu = True
+    served = gpu_peers.Served(peer, "float32", "cpu")
+    served.made, served.shape = made, Shape(*TINY)
+    return served
+
+
+def test_times_by_events_and_the_peak(cuda, truth):
+    served = on_gpu("eager")
+    found = served.hold(TINY, "training", False, truth)
+    assert found["peak_bytes"] == 4000
+    assert served.hold(TINY, "inference", False, truth)["peak_bytes"] is None
+    times = served.series(7)
+    assert len(times) == 7
+    assert 0 < min(times) < 1e3
+
+
+@pytest.mark.parametrize("mode", gpu_results.MODES)
+@pytest.mark.parametrize("peer", ["fusecell", "eager"])
+def test_a_graph_that_does_nothing_when_it_is_replayed_is_wrong(peer, mode, cuda, truth):
+    served = on_gpu(peer)
+    served.hold(TINY, mode, False, truth)
+    with pytest.raises(AssertionError, match=f"{peer}: .* is off by nan"):
+        served.hold(TINY, mode, True, truth)
+
+
+@pytest.mark.parametrize("mode", gpu_results.MODES)
+def test_a_graph_is_replayed_and_compared(mode, cuda, truth, monkeypatch):
+    served = on_gpu("eager")
+    made, graphs = served.made, []
+
+    class Replayed(Graph):
+        """Writes where the captured run wrote."""
+
+        def replay(self):
+            super().replay()
+            graphs.append(self)
+            written = [p.grad for p in made.parameters] if mode == "training" else [output]
+            if mode == "training":
+                made.step()
+                fresh = [p.grad for p in made.parameters]
+            else:
+                fresh = [infer()]
+            with torch.no_grad():
+                for target, source in zip(written, fresh, strict=True):
+                    target.copy_(source)
+            if mode == "training":
+                for parameter, grad in zip(made.parameters, written, strict=True):
+                    parameter.grad = grad
+
+    infer, output = made.infer, made.infer()
+    monkeypatch.setattr(made, "infer", lambda: output)  # the memory of the capture
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    assert max(served.hold(TINY, mode, True, truth)["errors"].values()) < 1e-6
+    served.series(5)
+    assert graphs[-1].replayed == 1 + (1 + gpu_peers.WARM) + (1 + 5)
 
 
 def test_ceilings():
