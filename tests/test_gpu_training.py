@@ -183,7 +183,9 @@ def test_the_budget_is_kept_and_what_is_missing_is_made_up_for(tmp_path):
 
 def test_a_cell_that_the_budget_cut_short_is_missing_and_not_failed(tmp_path):
     tasks = plan(["small"], ["bf16"], ["eager", "fusecell"])
-    results = measured(tmp_path, FakeWorkers(slow={"fusecell": 80}), tasks, seconds=60)
+    workers = FakeWorkers(slow={"fusecell": 80})
+    results = measured(tmp_path, workers, tasks, seconds=60)
+    assert workers.now <= 60
     assert [key.split("|")[2] for key in results.found["cells"]] == ["eager"] * 4
     assert row(results, "small", "bf16", "training").failed == "no time"
 

@@ -268,6 +268,14 @@ def test_a_graph_is_replayed_and_compared(mode, cuda, truth, monkeypatch):
     assert graphs[-1].replayed == 1 + (1 + gpu_peers.WARM) + (1 + 5)
 
 
+def test_a_series_of_jax_is_five_means():
+    peer, ran, waited = object.__new__(gpu_peers.JaxPeer), [], []
+    peer.wait = waited.append
+    times = peer.series(lambda: ran.append(time.sleep(2e-3)), 10)
+    assert (len(times), len(waited), len(ran)) == (5, 6, 6 * 2)
+    assert all(2 <= ms < 50 for ms in times)
+
+
 def test_ceilings():
     found = gpu_peers.Served("eager", "bf16", "cpu").ceilings(64, 1000)
     assert 1e6 < found["operations"] < 1e14
