@@ -176,11 +176,17 @@ class Measuring:
         """Ready to be timed, with everything else out of the GPU's memory."""
         who = cell.peer, cell.precision
         truth = self.truth(cell.shape)
-        if self.held not in (None, who):
-            self.workers.leave(*self.held)
+        if self.held != who:
+            self.clear()
         self.held = who
         wanted = PEERS[cell.peer].patience
         return self.ask(cell, "hold", sizes(cell.shape), cell.mode, cell.graph, truth, patience=wanted)
+
+    def clear(self) -> None:
+        """Nobody holds anything on the GPU."""
+        if self.held:
+            self.workers.leave(*self.held)
+            self.held = None
 
     def ask(self, cell: Cell, method: str, *arguments: Any, patience: float) -> Any:
         patience = self.budget.patience(patience)
@@ -192,6 +198,7 @@ class Measuring:
         if shape in self.without_truth:
             raise self.without_truth[shape]
         if not path.exists():
+            self.clear()
             patience = self.budget.patience(120)
             try:
                 self.workers.ask(EAGER, "float32", "truth", sizes(shape), str(path), patience=patience)
@@ -227,6 +234,7 @@ class Measuring:
         shapes = list(dict.fromkeys(task.shape for task in chosen))
         if len(shapes) < 2:
             return
+        self.clear()
         log(f"compiling {cell.peer}, {cell.precision}: {', '.join(shapes)}")
         end = self.budget.clock() + min(PEERS[cell.peer].patience, self.budget.left / 4)
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -248,9 +256,7 @@ class Measuring:
     def rematch(self, match: Rematch) -> None:
         """By turns: every contestant is held by its own process, and only one of them runs."""
         contestants = self.results.contestants(match)
-        if self.held:
-            self.workers.leave(*self.held)
-            self.held = None
+        self.clear()
         turns: dict[str, Callable[[], float]] = {}
         found: Found = {cell.name: [] for cell in contestants}
         try:
@@ -335,27 +341,26 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace, tasks: Sequence[Cell | Rematch], results: Results) -> None:
+    """Raises SystemExit where nothing can be measured."""
     budget = Budget(args.seconds)
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or HERE.parent / "build" / "inductor"
     workers = Workers(args.device, Path(cache))
-    with tempfile.TemporaryDirectory(prefix="fusecell-truths-") as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         stack.callback(workers.close_all)
-        machine = workers.ask(EAGER, args.precisions[0], "machine", patience=budget.patience(90))
+        stack.enter_context(contextlib.suppress(OutOfTime))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fusecell-truths-"))
+        try:
+            machine = workers.ask(EAGER, args.precisions[0], "machine", patience=budget.patience(90))
+        except Refused as reason:
+            raise SystemExit(f"nothing can be measured: {reason}") from None
         results.expect_machine({**machine, "host": platform.machine()})
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        run = {
-            "command": " ".join(sys.argv),
-            "commit": commit(),
-            "date": now,
-            "seconds": args.seconds,
-            "peers": args.peers,
-        }
-        results.found["runs"].append(run)
+        run = {"command": " ".join(sys.argv), "commit": commit(), "date": now, "seconds": args.seconds}
+        results.found["runs"].append({**run, "peers": args.peers})
         results.write()
         measuring = Measuring(workers, results, budget, Path(folder))
-        with contextlib.suppress(OutOfTime):
-            if args.device == "cuda":
-                measuring.ceilings(args.precisions)
+        if args.device == "cuda":
+            measuring.ceilings(args.precisions)
         measuring.run(tasks)
 
 

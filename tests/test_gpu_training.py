@@ -205,6 +205,36 @@ def test_without_a_truth_nothing_is_timed_and_it_is_tried_once(tmp_path):
     assert reasons == {"no results in float64 to compare with: OutOfMemoryError: 80 GiB"}
 
 
+def test_nobody_holds_the_gpu_while_a_truth_is_made(tmp_path):
+    workers = FakeWorkers()
+    measured(tmp_path, workers, plan(["small", "large"], ["bf16"], ["fusecell"]))
+    second = len(workers.asked) - workers.asked[::-1].index(("eager", "float32", "truth")) - 1
+    assert workers.asked[second - 1] == ("fusecell", "bf16", "leave")
+
+
+def test_a_peer_lets_the_next_have_the_gpu(tmp_path):
+    workers = FakeWorkers()
+    measured(tmp_path, workers, plan(["small"], ["bf16"], ["fusecell", "eager"])[:8])
+    done = [method for peer, _, method in workers.asked if method in ("hold", "leave")]
+    assert done == ["hold"] * 4 + ["leave"] + ["hold"] * 4
+
+
+@pytest.mark.parametrize("seconds", ["500", "5"])
+def test_where_nothing_can_be_measured(seconds, tmp_path, monkeypatch, capsys):
+    def ask(self, peer, precision, method, *_, patience):
+        raise Gone("eager, bf16: its process ended with 1: no GPU")
+
+    monkeypatch.setattr(gpu_training.Workers, "ask", ask)
+    monkeypatch.setattr(gpu_training.signal, "signal", lambda *_: None)
+    command = ["--json", str(tmp_path / "found.json"), "--seconds", seconds, "--peers", "eager"]
+    if seconds == "5":
+        assert gpu_training.main(command) == 0
+    else:
+        with pytest.raises(SystemExit, match="nothing can be measured: eager, bf16: its process ended with 1: no GPU"):
+            gpu_training.main(command)
+    assert capsys.readouterr().out.count("no time") == 30
+
+
 def test_another_machine_is_refused(tmp_path):
     results = Results(tmp_path / "found.json")
     results.expect_machine({"device": "one"})
