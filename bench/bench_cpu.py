@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from array_peers import WEIGHTS, Numbers
 from cpu_peers import PEERS, STREAMS, XLA, is_ours
-from cpu_worker import Load, Refused, Worker
+from cpu_worker import Load, Worker
 from page import crowded, renew, tables
+from processes import Refused
 from shapes import SHAPES, Shape
 from timing import Timed, interleaved, median_ratio, stopwatch, take_turns
 from tqdm import tqdm

@@ -2,38 +2,28 @@
 
     python bench/cpu_worker.py PEERS|STREAMS NAME THREADS      reads requests, a line of JSON each, and answers them
 
-`Worker` starts one and asks it. A request is the name of a method of `Served` and its arguments; the answer is
-{"value": ...} or {"error": "..."}. Whatever is timed is timed inside, and the process does nothing between requests.
+`Worker` starts one and asks it, as processes.py has it. Whatever is timed is timed inside.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
-import select
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
+from processes import Process, serve
 from timing import stopwatch
 from torch_memory import GIVE_BACK, peak_of_a_step
 
 ALL_GIVE_BACK = {**GIVE_BACK, "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"}  # its own keeps what was freed
 TICKS = os.sysconf("SC_CLK_TCK")
-PATIENCE = 900  # seconds for an answer: flax takes minutes for a step of the largest shape
 
 
-class Refused(Exception):
-    """What a worker could not or must not do, in its own words."""
-
-
-class Worker:
+class Worker(Process):
     """A peer in a process of its own; `with` ends it.
 
     measured: malloc gives freed memory back at once, as torch_memory.py explains. The process runs on the caller's
@@ -45,54 +35,12 @@ class Worker:
 
         entry = {"PEERS": PEERS, "STREAMS": STREAMS}[table][name]
         environment = {
-            **os.environ, **entry.environment, **(ALL_GIVE_BACK if measured else {}),
+            **entry.environment, **(ALL_GIVE_BACK if measured else {}),
             **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
             "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3",
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
         }  # fmt: skip
-        self.name = name
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 # close() does
-        command = [sys.executable, __file__, table, name, str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
-        )
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """The answer. Raises Refused with the worker's reason, also where it died or takes longer than PATIENCE."""
-        requests, answers = self._process.stdin, self._process.stdout
-        assert requests
-        assert answers
-        try:
-            requests.write(json.dumps([method, *arguments]) + "\n")
-            requests.flush()
-        except BrokenPipeError:
-            raise Refused(f"{self.name}: {self._last_words()}") from None
-        if not select.select([answers], [], [], PATIENCE)[0]:
-            raise Refused(f"{self.name}: no answer to {method} in {PATIENCE} s")
-        line = answers.readline()
-        if not line:
-            raise Refused(f"{self.name}: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise Refused(answer["error"])
-        return answer["value"]
-
-    def _last_words(self) -> str:
-        self._process.wait()
-        self._log.seek(0)
-        lines = self._log.read().strip().splitlines() or ["nothing on stderr"]
-        return f"its process ended with {self._process.returncode}: {lines[-1]}"
+        super().__init__(name, [sys.executable, __file__, table, name, str(threads)], environment)
 
     def busy_seconds(self) -> float:
         """Of all its threads, so far."""
@@ -178,17 +126,6 @@ def _use_threads(needs: tuple[str, ...], threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def serve(served: Served, requests: TextIO, answers: TextIO) -> None:
-    for line in requests:
-        method, *arguments = json.loads(line)
-        try:
-            answer = {"value": getattr(served, method)(*arguments)}
-        except Exception as error:
-            answer = {"error": str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
 class Load:
     """Who uses the CPUs of this process from here on: its workers, or others, who make every figure worthless."""
 
@@ -215,9 +152,7 @@ def _busy_seconds() -> float:
 
 
 def main(table: str, name: str, threads: str) -> None:
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what frameworks print is no answer
-    serve(Served(table, name, int(threads)), sys.stdin, answers)
+    serve(Served(table, name, int(threads)))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
+
+from page import aligned
+from shapes import GPU_SHAPES
 
 Run = Callable[[], Any]
 
@@ -33,12 +36,7 @@ ACTIVATED = 1 << 28
 COPIED = 1 << 28  # floats
 NORMED = 100_000_000
 CLIPPED = (50, 200_000)  # tensors, floats in each
-SEQUENCES = (
-    (4, 10, 1, 16, 64, 64, 3),
-    (4, 10, 8, 32, 32, 32, 5),
-    (16, 20, 64, 64, 64, 64, 3),
-    (8, 20, 32, 64, 128, 128, 3),
-)  # B, T, Cin, C, H, W, k
+SEQUENCES = [astuple(GPU_SHAPES[name]) for name in ("small", "small, k5", "reference", "wide")]
 PRECISIONS = ("float32", "TF32", "bfloat16")  # TF32: PyTorch's; fusecell's own float32 is what it is compared with
 GRADIENTS = ("x", "weight_ih", "weight_hh", "bias")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # ‖got - expected‖ / ‖expected‖ of a sequence and its gradients
@@ -119,11 +117,7 @@ HEAD = ("what", "shape", "precision", "fusecell", "best peer", "ratio", "aim", "
 
 
 def table(rows: list[Row]) -> str:
-    lines = [HEAD, tuple("---" for _ in HEAD), *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return aligned(HEAD, (row.cells() for row in rows))
 
 
 # -------------------------------------------------------------------------------------------------------- measuring

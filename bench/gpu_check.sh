@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: less than 9 minutes, and no network.
 #
-#   bench/gpu_check.sh FOLDER
+#   bench/gpu_check.sh FOLDER [training]
 #
 # Builds fusecell for the GPU of this machine, beside any other installation; then, at the same time, the tests and
 # compute-sanitizer; then, alone, the benchmark. A step that fails or takes too long does not stop the next ones.
 # FOLDER gets a log of each step, gpu.json, torch.json and summary.txt, which is also what is printed last. The exit status is the
 # number of steps that failed.
 #
+# training: instead of all that, the table of training and inference against all peers, for the whole of the time. It is
+# built only if the sources are not those of the last build. FOLDER gets training.json, with which a second call goes
+# on where the first one ended, and training.txt, which is printed last.
+#
 # Needs nvcc (on PATH or in /usr/local/cuda) and a python3 with the build's requirements (scikit-build-core, pybind11,
 # cmake, ninja), fusecell's, CuPy, ml_dtypes, pytest and hypothesis; the benchmark needs torch besides.
 set -uo pipefail
 
-if [ $# -ne 1 ]; then
-  echo "usage: $0 FOLDER" >&2
+form=${2:-checks}
+if [ $# -lt 1 ] || [ $# -gt 2 ] || { [ "$form" != checks ] && [ "$form" != training ]; }; then
+  echo "usage: $0 FOLDER [training]" >&2
   exit 64
 fi
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 64
@@ -21,7 +26,8 @@ cd "$(dirname "$0")/.." || exit 64
 
 python=${PYTHON:-python3}
 site=$PWD/build/gpu-check/installed
-summary=$out/summary.txt
+built_from=$PWD/build/gpu-check/built-from
+if [ "$form" = training ]; then summary=$out/training.txt; else summary=$out/summary.txt; fi
 : > "$summary"
 # The checks end here, whatever they have done, so that the benchmark has its time.
 readonly checks_end=330 end=532 bench_seconds=110
@@ -70,16 +76,38 @@ esac
 
 # --------------------------------------------------------------------------------------------------------- build
 export PYTHONUNBUFFERED=1
-rm -rf "$site"
-if ! FUSECELL_CUDA=on FUSECELL_CUDA_ARCHITECTURES=$architecture SKBUILD_BUILD_DIR=build/gpu-check \
-  step build "$checks_end" 200 build.log "$python" -m pip install --disable-pip-version-check --no-input --no-index \
-  --no-build-isolation --no-deps --target "$site" .; then
+sources() {
+  find csrc python cmake tools/build_backend.py CMakeLists.txt pyproject.toml -type f ! -name '*.so' ! -name '*.pyc' |
+    LC_ALL=C sort | xargs -d '\n' sha256sum
+}
+
+build() {
+  rm -rf "$site" "$built_from"
+  FUSECELL_CUDA=on FUSECELL_CUDA_ARCHITECTURES=$architecture SKBUILD_BUILD_DIR=build/gpu-check \
+    step build "$checks_end" 200 build.log "$python" -m pip install --disable-pip-version-check --no-input --no-index \
+    --no-build-isolation --no-deps --target "$site" . && sources > "$built_from"
+}
+
+if [ "$form" = training ] && [ -d "$site" ] && sources | cmp -s - "$built_from"; then
+  say "build: that of an earlier call, from the same sources"
+elif ! build; then
   tail -n 40 "$out/build.log"
   say "without a build there is nothing to check"
   cat "$summary"
   exit 99
 fi
 export PYTHONPATH=$site
+
+# ------------------------------------------------------------------------------------------------------ training
+# Besides --seconds for a peer that has to be ended, and for the tables.
+training() {
+  local failed=0
+  TORCHINDUCTOR_CACHE_DIR=$PWD/build/gpu-check/inductor step training "$end" "$end" training.log "$python" \
+    bench/gpu_training.py --seconds $((end - SECONDS - 30)) --json "$out/training.json" --resume || failed=1
+  [ -f "$out/training.json" ] &&
+    "$python" bench/gpu_training.py --json "$out/training.json" --read >> "$summary" 2>> "$out/training.log"
+  return "$failed"
+}
 
 # -------------------------------------------------------------------------------------------------------- checks
 # Plugins that happen to be installed are left out, and their warnings and those of libraries are no errors here: which
@@ -124,20 +152,31 @@ sanitizers() {
   return "$failed"
 }
 
-sanitizers &
-background=$!
-failed=0
-tests || ((failed += $?))
-wait "$background" || ((failed += $?))
+checks() {
+  local failed=0 background
+  sanitizers &
+  background=$!
+  tests || ((failed += $?))
+  wait "$background" || ((failed += $?))
+  benchmarks || ((failed += $?))
+  return "$failed"
+}
 
 # ----------------------------------------------------------------------------------------------------- benchmark
-step benchmark "$end" $((bench_seconds + 35)) bench.log "$python" bench/gpu.py --seconds "$bench_seconds" \
-  --json "$out/gpu.json" || ((failed += 1))
-sed -n '/^| what/,$p' "$out/bench.log" >> "$summary"
-# torch.compile is in gpu.py; here it would take all of the time that is left.
-step torch "$end" 90 torch.log "$python" bench/bench_torch.py --device cuda --overhead --shapes S M L K5 --rounds 20 \
-  --peers eager 'eager, channels_last' fusecell 'fusecell, recompute' --json "$out/torch.json" || ((failed += 1))
-cat "$out/torch.log" >> "$summary"
+benchmarks() {
+  local failed=0
+  step benchmark "$end" $((bench_seconds + 35)) bench.log "$python" bench/gpu.py --seconds "$bench_seconds" \
+    --json "$out/gpu.json" || ((failed += 1))
+  sed -n '/^| what/,$p' "$out/bench.log" >> "$summary"
+  # torch.compile is in gpu.py; here it would take all of the time that is left.
+  step torch "$end" 90 torch.log "$python" bench/bench_torch.py --device cuda --overhead --shapes S M L K5 --rounds 20 \
+    --peers eager 'eager, channels_last' fusecell 'fusecell, recompute' --json "$out/torch.json" || ((failed += 1))
+  cat "$out/torch.log" >> "$summary"
+  return "$failed"
+}
+
+failed=0
+"$form" || failed=$?
 say "$failed failed, $SECONDS s in all"
 
 printf '\n%s\n' "---------------------------------------------------------------------------------------- summary"

@@ -70,3 +70,12 @@ def by_shape(rows: list[Row], say: Callable[[Row, Row], str]) -> str:
 def lined(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *rows))
+
+
+def aligned(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """The same for a terminal: columns of one width."""
+    lines = [tuple(cells) for cells in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, tuple("-" * width for width in widths))
+    padded = ([cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)

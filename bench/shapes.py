@@ -32,3 +32,12 @@ SHAPES = {
     "L": Shape(2, 10, 64, 64, 64, 64, 3),  # a layer in the middle of a large stack
     "K5": Shape(4, 10, 8, 32, 32, 32, 5),
 }
+
+# Large enough for a GPU, and two that are not, where launches take longer than work.
+GPU_SHAPES = {
+    "reference": Shape(16, 20, 64, 64, 64, 64, 3),
+    "small": Shape(4, 10, 1, 16, 64, 64, 3),
+    "small, k5": Shape(4, 10, 8, 32, 32, 32, 5),
+    "wide": Shape(8, 20, 32, 64, 128, 128, 3),
+    "large": Shape(2, 12, 128, 128, 256, 256, 3),
+}

@@ -24,6 +24,7 @@ import cpu_peers  # noqa: E402
 import cpu_worker  # noqa: E402
 from array_peers import Numbers  # noqa: E402
 from page import renew, tables  # noqa: E402
+from processes import Refused  # noqa: E402
 from shapes import Shape  # noqa: E402
 from timing import median_ratio, take_turns  # noqa: E402
 
@@ -75,9 +76,9 @@ def test_a_wrong_result_is_refused_and_not_timed(result, numbers, tmp_path):
     wrong.expected[result].flat[-1] += 1e-3 * np.abs(wrong.expected[result]).max()
     wrong.write(tmp_path / "wrong.npz")
     with worker("PEERS", "fusecell.ops") as one:
-        with pytest.raises(cpu_worker.Refused, match=f"fusecell.ops: {result} is off by"):
+        with pytest.raises(Refused, match=f"fusecell.ops: {result} is off by"):
             one.ask("peer", str(tmp_path / "wrong.npz"))
-        with pytest.raises(cpu_worker.Refused, match="expected a peer that has been checked"):
+        with pytest.raises(Refused, match="expected a peer that has been checked"):
             one.ask("step")
         assert one.ask("peer", str(numbers)) < 1e-5  # and goes on
 
@@ -103,14 +104,14 @@ def test_the_gradients_of_flax_stand_in_our_order_of_gates(numbers):
     swapped = {n: a.reshape(4, -1, *a.shape[1:])[[0, 2, 1, 3]].reshape(a.shape) for n, a in made.expected.items()
                if n.startswith(("dweight", "dbias"))}  # fmt: skip
     dataclasses.replace(made, expected={**made.expected, **swapped}).write(numbers.with_name("swapped.npz"))
-    with worker("PEERS", "flax") as one, pytest.raises(cpu_worker.Refused, match="dweight_ih is off"):
+    with worker("PEERS", "flax") as one, pytest.raises(Refused, match="dweight_ih is off"):
         one.ask("peer", str(numbers.with_name("swapped.npz")))
 
 
 def test_a_worker_that_died_is_refused():
     with worker("PEERS", "fusecell.ops") as one:
         os.kill(one._process.pid, 9)
-        with pytest.raises(cpu_worker.Refused, match="its process ended with -9"):
+        with pytest.raises(Refused, match="its process ended with -9"):
             one.ask("step")
 
 
@@ -173,7 +174,7 @@ def test_a_refused_peer_has_a_row_and_no_times(tmp_path, capsys):
     assert "fusecell.ops              refused: fusecell.ops: its process ended with -9" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), cpu_worker.Refused("flax: its process ended with -9")])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Refused("flax: its process ended with -9")])
 def test_what_was_found_before_a_stop_remains(stop, tmp_path, monkeypatch):
     def sequence(bench, name, *_):
         if name == "M":
