@@ -30,6 +30,8 @@ inline void define_gpu(pybind11::module_& m) {
     info["driver"] = cuda::driver_version();
     return info;
   });
+  m.def("hopper_wanted", &cuda::hopper_wanted);
+  m.def("want_hopper", &cuda::want_hopper);
   m.def("expect_no_capture", [](const std::string& argument, int device, uintptr_t stream) {
     Launch launch;
     launch.device = device;

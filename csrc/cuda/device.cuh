@@ -244,6 +244,21 @@ FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRow
 #endif
 }
 
+// ---------------------------------------------------------------------------------------------- launches that overlap
+// Of a launch that may begin before the one before it has ended (from sm_90 on): waits until it has, and all that it
+// wrote is there. Else nothing.
+FUSECELL_DEVICE void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next launch may begin when every block has come here.
+FUSECELL_DEVICE void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------- memory
 // Loads before it are issued before loads after it. All threads of a warp come here together. Without it nvcc 13.0
 // moves sixteen loads' addresses to the front, and spills them.

@@ -1,6 +1,7 @@
 #include "cuda/devices.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 
 #include "cuda/launch.h"
@@ -22,6 +23,16 @@ Device describe(int number) {
 #endif
 }
 
+std::atomic<bool>& hopper() {
+  static std::atomic<bool> wanted = [] {
+    const char* given = std::getenv("FUSECELL_HOPPER");
+    const std::string text = given && *given ? given : "off";
+    if (text != "on" && text != "off") value_error("FUSECELL_HOPPER", "on or off", text);
+    return text == "on";
+  }();
+  return wanted;
+}
+
 }  // namespace
 
 std::vector<Device> devices() {
@@ -35,20 +46,8 @@ std::vector<Device> devices() {
   return found;
 }
 
-bool use_warpgroups(int major, int minor) {
-#if defined(FUSECELL_EMULATED)
-  (void)major, (void)minor;
-  return emulation::controls().warpgroups;
-#else
-  static const bool wanted = [] {
-    const char* given = std::getenv("FUSECELL_WARPGROUPS");
-    const std::string text = given && *given ? given : "off";
-    if (text != "on" && text != "off") value_error("FUSECELL_WARPGROUPS", "on or off", text);
-    return text == "on";
-  }();
-  return wanted && major == 9 && minor == 0;
-#endif
-}
+bool hopper_wanted() { return hopper(); }
+void want_hopper(bool wanted) { hopper() = wanted; }
 
 int runtime_version() {
   int version = 0;

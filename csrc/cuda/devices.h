@@ -18,9 +18,11 @@ struct Device {
 // Empty where there is no driver, or no GPU.
 std::vector<Device> devices();
 
-// Whether 16-bit convolutions multiply by warpgroups: on Hopper (9.0) where FUSECELL_WARPGROUPS says on. Off by
-// default, since no GPU has run them yet. Throws Error (value).
-bool use_warpgroups(int major, int minor);
+// Whether Hopper's own instructions are wanted, where a device has them: products of warpgroups, and launches that
+// begin before the one before has ended. As FUSECELL_HOPPER says, on or off; off by default, since no GPU has run them
+// yet. Throws Error (value).
+bool hopper_wanted();
+void want_hopper(bool wanted);
 
 // 12040 is 12.4; the driver's is 0 where there is none.
 int runtime_version();

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/scalar.h"
 #include "cuda/cell_pack.cuh"
+#include "cuda/devices.h"
 #include "cuda/packs.cuh"
 #include "problem/backend.h"
 
@@ -51,12 +52,42 @@ class Context {
     check_launch(name, emulation::launch(name, kernel, grid, dim3(kBlock), bytes, stream_, args...));
 #else
     const auto function = reinterpret_cast<const void*>(kernel);
-    if (shared_bytes > kSharedWithoutAsking) {
-      check_launch(name, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-    }
+    allow_shared(name, function, shared_bytes);
     void* pointers[] = {static_cast<void*>(&args)...};
     check_launch(name, cudaLaunchKernel(function, grid, dim3(kBlock), pointers, bytes, stream_));
 #endif
+  }
+
+  // The same, and the launch may begin before the one before it on the stream has ended, if `overlaps`: the kernel
+  // waits for that itself.
+  template <class... Args>
+  void run_overlapping(bool overlaps, const char* name, void (*kernel)(Args...), dim3 grid, int shared_bytes,
+                       Args... args) const {
+    if (!overlaps || !on_hopper()) return run_with_shared(name, kernel, grid, shared_bytes, args...);
+#if defined(FUSECELL_EMULATED)
+    run_with_shared(name, kernel, grid, shared_bytes, args...);
+#else
+    const auto function = reinterpret_cast<const void*>(kernel);
+    allow_shared(name, function, shared_bytes);
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(kBlock);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream_;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    void* pointers[] = {static_cast<void*>(&args)...};
+    check_launch(name, cudaLaunchKernelExC(&config, function, pointers));
+#endif
+  }
+
+  // Whether the device has Hopper's own instructions, and they are wanted.
+  bool on_hopper() const {
+    return hopper_wanted() && attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+           attribute(cudaDevAttrComputeCapabilityMinor) == 0;
   }
 
   // Of the device it runs on.
@@ -78,6 +109,13 @@ class Context {
  private:
   static constexpr unsigned kBlock = 256;                // kThreads of device.cuh
   static constexpr int kSharedWithoutAsking = 32 << 10;  // 48 KiB, what a kernel has statically included
+
+#if !defined(FUSECELL_EMULATED)
+  void allow_shared(const char* name, const void* function, int bytes) const {
+    if (bytes <= kSharedWithoutAsking) return;
+    check_launch(name, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  }
+#endif
 
   void check_launch(const char* name, cudaError_t status) const {
     if (status != cudaSuccess) check((std::string(op_) + ", kernel " + name).c_str(), status);

@@ -26,9 +26,10 @@ auto with_tensor_storage(DType dtype, F&& f) {
   }
 }
 
-// The launch of one step.
+// The launch of one step. overlaps: it may begin before the launch before it has ended, as a step with a state may.
 template <class S>
-void run_tensor_forward_step(const Context& context, bool default_cell, dim3 grid, const TensorForwardArgs<S>& step);
+void run_tensor_forward_step(const Context& context, bool default_cell, bool overlaps, dim3 grid,
+                             const TensorForwardArgs<S>& args);
 
 // Whether the state's convolution can read y and h_0 themselves. Where y is not known yet, it cannot.
 template <class S>
@@ -52,6 +53,7 @@ TensorTileArgs<S> step_convolutions(const Context& context, const TensorWeights<
   x.lengths = nullptr;  // what it computes in the padding is thrown away
   tile.operand[0] = input.operand(x);
   tile.operand[1] = state.operand(h);
+  tile.operand[1].follows = true;
   if (!has_state) tile.operand[1].stages = 0;
   return tile;
 }

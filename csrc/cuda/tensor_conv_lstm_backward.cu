@@ -132,7 +132,7 @@ class Backward {
       step.step.gates = plan_.gates.at_time(at);
       step.tile = step_convolutions(context_, plan_.input, plan_.state, at_step(chunk.x, at), at_step(chunk.h, at),
                                     sequence_.has_state(s));
-      run_tensor_forward_step(context_, is_default_cell(shape_.cell), plan_.input.grid(shape_.batch), step);
+      run_tensor_forward_step(context_, is_default_cell(shape_.cell), false, plan_.input.grid(shape_.batch), step);
     }
   }
 
@@ -144,6 +144,7 @@ class Backward {
     if (!step.first && !sequence_.detaches(s + 1)) {
       const Frames<S> dz = s + 1 < chunk.end ? dz_of(chunk, s + 1) : chunk.dz_after;
       args.tile.operand[0] = plan_.state_transposed.operand(dz_images(dz, 1));
+      args.tile.operand[0].follows = true;
     }
     step.gates = chunk.gates.at_time(t - chunk.time);
     step.carry_h = plan_.carry_h;
@@ -156,7 +157,8 @@ class Backward {
     }
     const auto kernel = is_default_cell(shape_.cell) ? tensor_backward_step<S, SigmoidTanh<float>>
                                                      : tensor_backward_step<S, AnyActivation<float>>;
-    context_.run_with_shared("tensor_backward_step", kernel, grid, TensorWeights<S>::shared_bytes(args.tile), args);
+    context_.run_overlapping(args.tile.operand[0].follows, "tensor_backward_step", kernel, grid,
+                             TensorWeights<S>::shared_bytes(args.tile), args);
   }
 
   // The bias's comes with the input's, whether or not that is wanted.

@@ -54,7 +54,8 @@ class Forward {
       const ForwardStep<S> step = step_of(s);
       const auto tile = step_convolutions(context_, plan_.input, plan_.state, at_step(x, step.time),
                                           state_before(s, step.time, h_0), sequence_.has_state(s));
-      run_tensor_forward_step(context_, is_default_cell(shape_.cell), plan_.input.grid(shape_.batch),
+      // The first comes after the launches that made what all of them read.
+      run_tensor_forward_step(context_, is_default_cell(shape_.cell), s > 0, plan_.input.grid(shape_.batch),
                               TensorForwardArgs<S>{tile, step});
     }
   }
@@ -114,14 +115,16 @@ class Forward {
 }  // namespace
 
 template <class S>
-void run_tensor_forward_step(const Context& context, bool default_cell, dim3 grid, const TensorForwardArgs<S>& args) {
+void run_tensor_forward_step(const Context& context, bool default_cell, bool overlaps, dim3 grid,
+                             const TensorForwardArgs<S>& args) {
   const auto kernel =
       default_cell ? tensor_forward_step<S, SigmoidTanh<float>> : tensor_forward_step<S, AnyActivation<float>>;
-  context.run_with_shared("tensor_forward_step", kernel, grid, TensorWeights<S>::shared_bytes(args.tile), args);
+  context.run_overlapping(overlaps, "tensor_forward_step", kernel, grid, TensorWeights<S>::shared_bytes(args.tile),
+                          args);
 }
 
 #define FUSECELL_INSTANTIATE(S) \
-  template void run_tensor_forward_step(const Context&, bool, dim3, const TensorForwardArgs<S>&);
+  template void run_tensor_forward_step(const Context&, bool, bool, dim3, const TensorForwardArgs<S>&);
 FUSECELL_FOR_EACH_TENSOR_STORAGE(FUSECELL_INSTANTIATE)
 
 int64_t tensor_forward_scratch(const ConvLstmForward& args, const ConvLstmShape& shape) {

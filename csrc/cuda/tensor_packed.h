@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "base/arena.h"
-#include "cuda/devices.h"
 #include "cuda/launch.h"
 #include "cuda/packed.h"
 #include "cuda/tensor_convolution.cuh"
@@ -143,7 +142,7 @@ class TensorWeights {
   }
 
   TensorOperand<S> operand(const Images<S>& images) const {
-    return {images, convolution_geometry(conv_, layout_), tap_, packed_, int(stages_)};
+    return {images, convolution_geometry(conv_, layout_), tap_, packed_, int(stages_), false};
   }
 
   // Without an operand.
@@ -151,8 +150,7 @@ class TensorWeights {
     TensorTileArgs<S> args{};
     args.group_shift = group_shift_;
     args.buffers = tensor_buffers(context.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), group_shift_);
-    args.warpgroups = use_warpgroups(context.attribute(cudaDevAttrComputeCapabilityMajor),
-                                     context.attribute(cudaDevAttrComputeCapabilityMinor));
+    args.warpgroups = context.on_hopper();
     args.samples = samples;
     args.pixels = pixels();
     return args;

@@ -27,6 +27,7 @@ struct TensorOperand {
   const Tap* taps;   // [stages][kPieces]; those past the last read nothing
   const S* weights;  // [tiles of rows][stages][rows of a tile][kPieces] pieces, as they stand in shared memory
   int stages;        // 0: this operand is zero
+  bool follows;      // the launch before makes the images, and this one may have begun before that has ended
 };
 
 template <class S>
@@ -98,6 +99,7 @@ class TensorLoader {
     const TensorOperand<S>& operand = args_.operand[which];
     const int local = which == 0 ? stage : stage - of_first;
     copy_weights(operand, local, weights(buffer));
+    if (operand.follows && local == 0) device::wait_for_launch_before();
     copy_pixels(operand, columns_ + which * kMostTilePixels, operand.taps[local * kPieces + piece()], pixels(buffer));
   }
 
@@ -301,13 +303,15 @@ FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Mult
   __syncthreads();  // all have done with the buffers
 }
 
-// columns: [2 * kMostTilePixels]; dynamic: shared_bytes of the tile.
+// columns: [2 * kMostTilePixels]; dynamic: shared_bytes of the tile. Where the launch may begin before the one before
+// it has ended, an operand follows, and so what comes after this may read whatever that one wrote.
 template <class S>
 FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColumn<S>* columns,
                                        unsigned char* dynamic) {
   unsigned char* const stages = dynamic + (-device::shared_address(dynamic) & (kRowsAlignment - 1));
   const TensorLoader<S> loader(args, columns, stages);
   const auto parked = reinterpret_cast<Chunk<float, 4>*>(stages) + threadIdx.x;
+  device::let_next_launch_begin();
   __syncthreads();
   if constexpr (sizeof(S) == 2) {
     if (device::has_warpgroup_products() && args.warpgroups) {

@@ -22,7 +22,6 @@ struct Controls {
   Order order = Order::forward;
   uint64_t seed = 0;
   bool tensor_cores = true;  // as from sm_80 on; without them kernels take what an older GPU takes
-  bool warpgroups = false;   // products of warpgroups are asked for, as from FUSECELL_WARPGROUPS
   bool capturing = false;    // cudaStreamIsCapturing says so, and cudaStreamSynchronize refuses
 };
 

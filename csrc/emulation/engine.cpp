@@ -125,17 +125,13 @@ void set(Controls& controls, const std::string& key, const std::string& value) {
     controls.tensor_cores = true;
   } else if (is("tensor_cores", "off")) {
     controls.tensor_cores = false;
-  } else if (is("warpgroups", "on")) {
-    controls.warpgroups = true;
-  } else if (is("warpgroups", "off")) {
-    controls.warpgroups = false;
   } else if (key == "seed" && !value.empty() && value.size() < 20 &&
              value.find_first_not_of("0123456789") == std::string::npos) {
     controls.seed = std::stoull(value);
   } else {
     throw std::invalid_argument(
         "FUSECELL_EMULATION: expected engine=fibres|threads, copies=eager|late, order=forward|reversed|random, "
-        "tensor_cores=on|off, warpgroups=on|off, seed=<number>, separated by commas, got '" +
+        "tensor_cores=on|off, seed=<number>, separated by commas, got '" +
         key + "=" + value + "'");
   }
 }

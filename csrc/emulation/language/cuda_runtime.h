@@ -53,6 +53,8 @@ T shuffle_xor(T value, int lane_mask) {
 }
 
 inline void keep_loads_apart() {}
+inline void wait_for_launch_before() {}
+inline void let_next_launch_begin() {}
 inline int shared_address(const void*) { return 16; }  // not aligned any further than it must be
 
 inline bool has_tensor_cores() { return emulation::has_tensor_cores(); }
