@@ -76,35 +76,45 @@ class Fragments {
   static constexpr int kDepth = 16;  // pixels of a step
 
   // A lane gives the place of a row of one of four matrices; two lie side by side, two above each other.
-  FUSECELL_DEVICE_METHOD Fragments(int row, int column) : row_(row), column_(column), lane_(int(threadIdx.x) & 31) {
+  FUSECELL_DEVICE_METHOD Fragments(int down, int across, int dz_size)
+      : down_(down), across_(across), lane_(int(threadIdx.x) & 31) {
     const int line = lane_ & 7, low = lane_ >> 3 & 1, high = lane_ >> 4;
-    left_ = place_of_piece<S>(row / kPiece<S> + low, 8 * high + line);
-    right_ = place_of_piece<S>(column / kPiece<S> + high, 8 * low + line);
+    left_ = place_of_piece<S>(down * (kWarpRows / kPiece<S>)+low, 8 * high + line);
+    right_ = dz_size + place_of_piece<S>(across * (kWarpColumns / kPiece<S>)+high, 8 * low + line);
   }
 
   // 2 of the 4 times 16 rows.
-  FUSECELL_DEVICE_METHOD void left(const S* dz, int step, int which, uint32_t (&a)[2][4]) const {
+  FUSECELL_DEVICE_METHOD void left(const S* tiles, int step, int which, uint32_t (&a)[2][4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int turn = 2 * (2 * which + i) * kPiece<S>;
-      device::load_matrices_transposed(dz + (left_ ^ turn) + step * kDepth * kPanelRow<S>, a[i]);
+      device::load_matrices_transposed(tiles + (left_ ^ turn) + step * kDepth * kPanelRow<S>, a[i]);
     }
   }
-  FUSECELL_DEVICE_METHOD void right(const S* image, int step, uint32_t (&b)[4][2]) const {
+  FUSECELL_DEVICE_METHOD void right(const S* tiles, int step, uint32_t (&b)[4][2]) const {
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
       uint32_t both[4];
-      device::load_matrices_transposed(image + (right_ ^ (j * kPiece<S>)) + step * kDepth * kPanelRow<S>, both);
+      device::load_matrices_transposed(tiles + (right_ ^ (j * kPiece<S>)) + step * kDepth * kPanelRow<S>, both);
       b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
     }
   }
 
+  // To another stage.
+  FUSECELL_DEVICE_METHOD int place() const { return left_; }
+  FUSECELL_DEVICE_METHOD void advance(int by) {
+    left_ += by;
+    right_ += by;
+  }
+
   // Of value e of the sums of the i-th rows and j-th columns.
-  FUSECELL_DEVICE_METHOD int row(int i, int e) const { return row_ + 16 * i + (lane_ >> 2) + e / 2 * 8; }
-  FUSECELL_DEVICE_METHOD int column(int j, int e) const { return column_ + 8 * j + (lane_ & 3) * 2 + e % 2; }
+  FUSECELL_DEVICE_METHOD int row(int i, int e) const { return down_ * kWarpRows + 16 * i + (lane_ >> 2) + e / 2 * 8; }
+  FUSECELL_DEVICE_METHOD int column(int j, int e) const {
+    return across_ * kWarpColumns + 8 * j + (lane_ & 3) * 2 + e % 2;
+  }
 
  private:
-  int row_, column_, lane_, left_, right_;
+  int down_, across_, lane_, left_, right_;
 };
 
 // Of float, which no instruction turns: a lane reads whole pieces, 4 rows of one pixel, and which of the product's rows
@@ -115,47 +125,55 @@ class Fragments<float> {
  public:
   static constexpr int kDepth = 8;
 
-  FUSECELL_DEVICE_METHOD Fragments(int row, int column) : row_(row), column_(column), lane_(int(threadIdx.x) & 31) {
-    left_ = place_of_piece<float>(row / kPiece<float> + piece_of(lane_ >> 2), lane_ & 3);
-    right_ = place_of_piece<float>(column / kPiece<float> + piece_of(lane_ >> 2), lane_ & 3);
+  FUSECELL_DEVICE_METHOD Fragments(int down, int across, int dz_size)
+      : down_(down), across_(across), lane_(int(threadIdx.x) & 31) {
+    const int piece = piece_of(lane_ >> 2), pixel = lane_ & 3;
+    left_ = place_of_piece<float>(down * (kWarpRows / kPiece<float>)+piece, pixel);
+    right_ = dz_size + place_of_piece<float>(across * (kWarpColumns / kPiece<float>)+piece, pixel);
   }
 
-  FUSECELL_DEVICE_METHOD void left(const float* dz, int step, int which, uint32_t (&a)[2][4]) const {
+  FUSECELL_DEVICE_METHOD void left(const float* tiles, int step, int which, uint32_t (&a)[2][4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Words<4> words = piece(dz + which * kStagePixels<float> * kPanelRow<float>, left_, step, half);
+      const Words<4> words = piece(tiles + which * kStagePixels<float> * kPanelRow<float>, left_, step, half);
 #pragma unroll
       for (int w = 0; w < 4; ++w) a[w / 2][2 * half + w % 2] = words.word[w];
     }
   }
-  FUSECELL_DEVICE_METHOD void right(const float* image, int step, uint32_t (&b)[4][2]) const {
+  FUSECELL_DEVICE_METHOD void right(const float* tiles, int step, uint32_t (&b)[4][2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Words<4> words = piece(image, right_, step, half);
+      const Words<4> words = piece(tiles, right_, step, half);
 #pragma unroll
       for (int j = 0; j < 4; ++j) b[j][half] = words.word[j];
     }
   }
 
+  FUSECELL_DEVICE_METHOD int place() const { return left_; }
+  FUSECELL_DEVICE_METHOD void advance(int by) {
+    left_ += by;
+    right_ += by;
+  }
+
   FUSECELL_DEVICE_METHOD int row(int i, int e) const {
-    return row_ + i / 2 * kPanelRow<float> + kPiece<float> * piece_of(lane_ >> 2) + i % 2 * 2 + e / 2;
+    return down_ * kWarpRows + i / 2 * kPanelRow<float> + kPiece<float> * piece_of(lane_ >> 2) + i % 2 * 2 + e / 2;
   }
   FUSECELL_DEVICE_METHOD int column(int j, int e) const {
-    return column_ + kPiece<float> * piece_of(2 * (lane_ & 3) + e % 2) + j;
+    return across_ * kWarpColumns + kPiece<float> * piece_of(2 * (lane_ & 3) + e % 2) + j;
   }
 
  private:
   static FUSECELL_DEVICE_METHOD int piece_of(int group) { return (group >> 1) + (group & 1) * 4; }
   // half: pixels 4 to 7 of the step.
-  static FUSECELL_DEVICE_METHOD Words<4> piece(const float* tile, int place, int step, int half) {
+  static FUSECELL_DEVICE_METHOD Words<4> piece(const float* tiles, int place, int step, int half) {
     const int at = (place ^ (half * 4 * kPiece<float>)) + (step * kDepth + half * 4) * kPanelRow<float>;
-    return __builtin_bit_cast(Words<4>, *reinterpret_cast<const Chunk<float, 4>*>(tile + at));
+    return __builtin_bit_cast(Words<4>, *reinterpret_cast<const Chunk<float, 4>*>(tiles + at));
   }
 
-  int row_, column_, lane_, left_, right_;
+  int down_, across_, lane_, left_, right_;
 };
 
-// A fragment of ones: what is multiplied by it is summed.
+// Ones, as many as a word has: what is multiplied by them is summed.
 FUSECELL_DEVICE uint32_t word_of_ones(const bfloat16*) { return 0x3F803F80u; }
 FUSECELL_DEVICE uint32_t word_of_ones(const float16*) { return 0x3C003C00u; }
 FUSECELL_DEVICE uint32_t word_of_ones(const float*) { return 0x3F800000u; }
@@ -175,40 +193,39 @@ class TensorGradientBlock {
   FUSECELL_DEVICE_METHOD TensorGradientBlock(const TensorGradientArgs<S>& args, unsigned char* shared)
       : args_(args),
         tiles_(reinterpret_cast<S*>(shared)),
-        columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * tensor_stage<S>(args.row_shift))),
-        rows_(kWarpRows << args.row_shift),
-        row_(int(blockIdx.y) * rows_),
-        first_piece_(int(blockIdx.x) * (tensor_tile_columns(args.row_shift) / kPiece<S>)),
-        first_(int64_t(blockIdx.z) * args.pixels_per_part),
-        fragments_(warp_down() * kWarpRows, warp_across() * kWarpColumns) {
-    const int64_t total = args.samples * args.pixels;
-    end_ = first_ + args.pixels_per_part < total ? first_ + args.pixels_per_part : total;
-    const int piece = first_piece_ + image_lines().piece;
+        columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * stage_size())),
+        fragments_(warp_down(), warp_across(), dz_size()) {
+    const Lines dz = dz_lines(), image = image_lines();
+    const int64_t row = first_row() + dz.piece * kPiece<S>;
+    // Past the last any: nobody stores what becomes of it.
+    dz_from_ = args.dz + (first_pixel() + dz.pixel) * args.dz_pitch + (row < args.dz_pitch ? row : 0);
+    left_ = int(end_pixel() - first_pixel());
+    dz_to_ = place_of_piece<S>(dz.piece, dz.pixel);
+    image_from_ = image.pixel;
+    image_to_ = dz_size() + place_of_piece<S>(image.piece, image.pixel);
+    const int piece = first_piece() + image.piece;
     tap_ = piece < args.pieces ? args.taps[piece] : Tap{0, kNowhere, kNowhere};
-    // Blocks of the first columns sum dz, too; of the warps that share rows, each a share of them.
-    const int warps_across = kThreads / 32 >> args.row_shift;
-    for (int i = 0; i < 4; ++i) {
-      const bool mine = args.bias_partial && blockIdx.x == 0 && (i & (warps_across - 1)) == warp_across();
-      if (mine) of_bias_ |= 1 << i;
-    }
   }
 
   FUSECELL_DEVICE_METHOD void run() {
-    const int stages = int((end_ - first_ + kPixels - 1) / kPixels), ahead = args_.buffers - 1;
+    const int ahead = args_.buffers - 1;
     find_columns(0);
     __syncthreads();
-    int to = 0;
 #pragma unroll 1
-    for (int next = 0; next < stages + ahead; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
-      const int from = to < ahead ? to + 1 : 0;
+    for (int next = 0; left_ > -ahead * kPixels; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
       if (next >= ahead) {
         wait();
         __syncthreads();  // that stage is there for all, and nobody reads the one before: its buffer is free
       }
-      if (next < stages) fetch(next, buffer(to));
+      // The other window of places was last read before that barrier.
+      if (next % kStagesOfWindow == 0) find_columns(next / kStagesOfWindow + 1);
+      if (left_ > 0) {
+        fetch_dz();
+        fetch_image();
+      }
       device::copy_async_commit();  // past the last stage nothing, since wait() counts groups
-      if (next >= ahead) multiply(buffer(from));
-      to = from;
+      advance();
+      if (next >= ahead) multiply();
     }
     store();
   }
@@ -217,8 +234,21 @@ class TensorGradientBlock {
   static constexpr int kPixels = kStagePixels<S>, kStagesOfWindow = kColumnWindow / kPixels;
   static constexpr const S* kType = nullptr;
 
+  // ------------------------------------------------------------------------------------ what this block sums, and
+  // where
+  FUSECELL_DEVICE_METHOD int64_t first_pixel() const { return int64_t(blockIdx.z) * args_.pixels_per_part; }
+  FUSECELL_DEVICE_METHOD int64_t end_pixel() const {
+    const int64_t end = first_pixel() + args_.pixels_per_part, total = args_.samples * args_.pixels;
+    return end < total ? end : total;
+  }
+  FUSECELL_DEVICE_METHOD int first_row() const { return int(blockIdx.y) * (kWarpRows << args_.row_shift); }
+  FUSECELL_DEVICE_METHOD int first_piece() const {
+    return int(blockIdx.x) * (tensor_tile_columns(args_.row_shift) / kPiece<S>);
+  }
   FUSECELL_DEVICE_METHOD int warp_down() const { return int(threadIdx.x) >> 5 & ((1 << args_.row_shift) - 1); }
   FUSECELL_DEVICE_METHOD int warp_across() const { return int(threadIdx.x) >> 5 >> args_.row_shift; }
+  FUSECELL_DEVICE_METHOD int stage_size() const { return tensor_stage<S>(args_.row_shift); }
+  FUSECELL_DEVICE_METHOD int dz_size() const { return kPixels * (kWarpRows << args_.row_shift); }  // of a stage
 
   // Which copies of a stage are this thread's: one piece of pixels `pixel`, `pixel + apart` and so on.
   struct Lines {
@@ -233,8 +263,7 @@ class TensorGradientBlock {
   FUSECELL_DEVICE_METHOD Lines dz_lines() const { return lines(kWarpRowsShift + args_.row_shift); }
   FUSECELL_DEVICE_METHOD Lines image_lines() const { return lines(kWarpRowsShift + 2 - args_.row_shift); }
 
-  FUSECELL_DEVICE_METHOD S* buffer(int which) const { return tiles_ + which * tensor_stage<S>(args_.row_shift); }
-
+  // ---------------------------------------------------------------------------------------------------------- copies
   // For the stage that is multiplied next: of the groups, one a stage, all but the newest buffers - 2.
   FUSECELL_DEVICE_METHOD void wait() const {
     if (args_.buffers == 2) device::copy_async_wait<0>();
@@ -245,81 +274,105 @@ class TensorGradientBlock {
   FUSECELL_DEVICE_METHOD void find_columns(int window) const {
     const int thread = int(threadIdx.x);
     if (thread >= kColumnWindow) return;
-    const int64_t at = first_ + int64_t(window) * kColumnWindow + thread;
+    const int64_t at = first_pixel() + int64_t(window) * kColumnWindow + thread;
     Column<S> column;  // beyond the end: reads as zero
-    if (at < end_) {
+    if (at < end_pixel()) {
       const int64_t n = quotient(at, args_.pixels);
       column = column_of(args_.images, args_.geometry, n, at - n * args_.pixels);
     }
     columns_[(window & 1) * kColumnWindow + thread] = column;
   }
 
-  // Starts the copies of a stage. The other window was last read before the barrier that came last.
-  FUSECELL_DEVICE_METHOD void fetch(int stage, S* to) const {
-    if (stage % kStagesOfWindow == 0) find_columns(stage / kStagesOfWindow + 1);
-    fetch_dz(stage, to);
-    fetch_image(stage, to + rows_ * kPixels);
-  }
-
-  FUSECELL_DEVICE_METHOD void fetch_dz(int stage, S* to) const {
-    const auto [piece, pixel, apart] = dz_lines();
-    const int64_t at = first_ + int64_t(stage) * kPixels, left = end_ - at;
-    const int row = row_ + piece * kPiece<S>, inside = row >= args_.dz_pitch ? 0 : left < kPixels ? int(left) : kPixels;
-    const S* from = args_.dz + (at + pixel) * args_.dz_pitch + row;
-    for_lines(piece, pixel, apart, [&](int p, int place) {
-      if (p < inside) {
-        device::copy_async_16(to + place, from);
+  FUSECELL_DEVICE_METHOD void fetch_dz() const {
+    const S* from = dz_from_;
+    const Lines lines = dz_lines();
+    for_lines(lines.apart, dz_to_, [&](int p, int to, int apart) {
+      if (lines.pixel + p < left_) {
+        device::copy_async_16(tiles_ + to, from);
       } else {
-        *reinterpret_cast<Words<4>*>(to + place) = {};
+        *reinterpret_cast<Words<4>*>(tiles_ + to) = {};
       }
-      from += apart * args_.dz_pitch;
+      from += apart * int(args_.dz_pitch);
     });
   }
 
-  FUSECELL_DEVICE_METHOD void fetch_image(int stage, S* to) const {
-    const auto [piece, pixel, apart] = image_lines();
-    const Column<S>* columns = columns_ + (stage & (2 * kStagesOfWindow - 1)) * kPixels;
-    for_lines(piece, pixel, apart, [&](int p, int place) {
-      const Column<S> column = columns[p];
+  FUSECELL_DEVICE_METHOD void fetch_image() const {
+    for_lines(image_lines().apart, image_to_, [&](int p, int to, int) {
+      const Column<S> column = columns_[image_from_ + p];
       uint32_t in_image = 0;
       const bool inside = meets<false>(column, args_.geometry, tap_, in_image);
       // As a number, since outside of the image it is nobody's address.
       const uintptr_t from = reinterpret_cast<uintptr_t>(column.image) +
                              sizeof(S) * (uint64_t(in_image) * column.pixel + uint32_t(tap_.channel));
-      device::copy_async_16_or_zero(to + place, reinterpret_cast<const void*>(from), inside);
+      device::copy_async_16_or_zero(tiles_ + to, reinterpret_cast<const void*>(from), inside);
     });
   }
 
-  // f(pixel of the stage, place of its piece)
+  // f(pixels after the thread's first, place of the piece, apart)
   template <class F>
-  FUSECELL_DEVICE_METHOD static void for_lines(int piece, int pixel, int apart, F&& f) {
-    int place = place_of_piece<S>(piece, pixel);
+  FUSECELL_DEVICE_METHOD static void for_lines(int apart, int place, F&& f) {
 #pragma unroll 1
-    for (int p = pixel; p < kPixels; p += apart) {
-      f(p, place);
+    for (int p = 0; p < kPixels; p += apart) {
+      f(p, place, apart);
       place = (place ^ ((apart & (kPanelPieces - 1)) * kPiece<S>)) + apart * kPanelRow<S>;
     }
   }
 
-  FUSECELL_DEVICE_METHOD void multiply(const S* dz) {
-    const S* image = dz + rows_ * kPixels;
+  // From a place to the same in the next buffer.
+  FUSECELL_DEVICE_METHOD int to_next(int place) const {
+    const int size = stage_size(), last = (args_.buffers - 1) * size;
+    return place < last ? size : -last;
+  }
+  // To the next stage. Kept, not computed from its number: that, and what follows from the thread's, nvcc does anew.
+  FUSECELL_DEVICE_METHOD void advance() {
+    const int by = to_next(dz_to_);
+    dz_to_ += by;
+    image_to_ += by;
+    dz_from_ += kPixels * args_.dz_pitch;
+    left_ -= kPixels;
+    image_from_ = (image_from_ + kPixels) & (2 * kColumnWindow - 1);
+  }
+
+  // -------------------------------------------------------------------------------------------------------- products
+  FUSECELL_DEVICE_METHOD void multiply() {
 #pragma unroll
     for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
       uint32_t a[2][4], b[4][2];
-      fragments_.right(image, step, b);
+      fragments_.right(tiles_, step, b);
 #pragma unroll
       for (int j = 0; j < 4; ++j) device::round_elements(b[j], kType);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (i % 2 == 0) fragments_.left(dz, step, i / 2, a);
-        if (of_bias_ >> i & 1) add_bias(a[i % 2], bias_[i / 2]);
+        if (i % 2 == 0) fragments_.left(tiles_, step, i / 2, a);
         device::round_elements(a[i % 2], kType);
 #pragma unroll
         for (int j = 0; j < 4; ++j) device::multiply_add(a[i % 2], b[j], sum_[i][j], kType);
       }
     }
+    if (args_.bias_partial && blockIdx.x == 0) sum_bias();
+    fragments_.advance(to_next(fragments_.place()));
   }
 
+  // Blocks of the first columns sum dz, too; of the warps that share 64 rows, each a share of them. A stage's sums are
+  // products with ones, whose columns are all the same, so that of 4 registers 2 are kept.
+  FUSECELL_DEVICE_METHOD bool sums_bias(int i) const {
+    return (i & ((kThreads / 32 >> args_.row_shift) - 1)) == warp_across();
+  }
+  FUSECELL_DEVICE_METHOD void sum_bias() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!sums_bias(i)) continue;
+      float sum[4] = {};
+#pragma unroll 1
+      for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
+        uint32_t a[2][4];
+        fragments_.left(tiles_, step, i / 2, a);
+        add_bias(a[i % 2], sum);
+      }
+      bias_[i / 2][0] += sum[0];
+      bias_[i / 2][1] += sum[2];
+    }
+  }
   FUSECELL_DEVICE_METHOD static void add_bias(const uint32_t (&a)[4], float (&sum)[4]) {
     const uint32_t ones[2] = {word_of_ones(kType), word_of_ones(kType)};
     uint32_t rounded[4] = {a[0], a[1], a[2], a[3]};
@@ -333,6 +386,7 @@ class TensorGradientBlock {
     }
   }
 
+  // --------------------------------------------------------------------------------------------------------- results
   FUSECELL_DEVICE_METHOD void store() const {
     const int64_t count = args_.channels * args_.kernel;
     float* partial = args_.partial + int64_t(blockIdx.z) * args_.rows * count;
@@ -340,7 +394,7 @@ class TensorGradientBlock {
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = fragments_.column(j, e), piece = first_piece_ + column / kPiece<S>;
+        const int column = fragments_.column(j, e), piece = first_piece() + column / kPiece<S>;
         if (piece >= args_.pieces) continue;
         const Tap tap = args_.taps[piece];
         const int64_t channel = tap.channel + column % kPiece<S>;
@@ -350,33 +404,37 @@ class TensorGradientBlock {
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int64_t row = row_ + fragments_.row(i, 2 * half);
+            const int64_t row = first_row() + fragments_.row(i, 2 * half);
             if (row < args_.rows) to[row * count] = sum_[i][j][2 * half + e];
           }
         }
       }
     }
-    if (threadIdx.x % 4 != 0) return;  // all columns of the bias's sums are the same
+    if (args_.bias_partial && blockIdx.x == 0 && threadIdx.x % 4 == 0) store_bias();
+  }
+  FUSECELL_DEVICE_METHOD void store_bias() const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!(of_bias_ >> i & 1)) continue;
+      if (!sums_bias(i)) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int64_t row = row_ + fragments_.row(i, 2 * half);
-        if (row < args_.rows) args_.bias_partial[blockIdx.z * args_.rows + row] = bias_[i / 2][2 * half];
+        const int64_t row = first_row() + fragments_.row(i, 2 * half);
+        if (row < args_.rows) args_.bias_partial[blockIdx.z * args_.rows + row] = bias_[i / 2][half];
       }
     }
   }
 
   const TensorGradientArgs<S>& args_;
-  S* tiles_;                      // [buffers]: dz's panels, then the images'
-  Column<S>* columns_;            // [2][kColumnWindow]
-  int rows_, row_, first_piece_;  // of the tile
-  int64_t first_, end_;           // pixels of the part
+  S* tiles_;            // [buffers]: dz's panels, then the image's
+  Column<S>* columns_;  // [2][kColumnWindow]
   Fragments<S> fragments_;
-  Tap tap_;          // of the piece that this thread copies
-  int of_bias_ = 0;  // bit i: this warp sums the i-th of its rows
-  float sum_[4][4][4] = {}, bias_[2][4] = {};
+  int left_;  // pixels from the stage to be started to the part's end
+  // This thread's copies of that stage.
+  const S* dz_from_;
+  int image_from_;  // its first pixel among columns_
+  int dz_to_, image_to_;
+  Tap tap_;  // of its piece of the image
+  float sum_[4][4][4] = {}, bias_[2][2] = {};
 };
 
 template <class S>
