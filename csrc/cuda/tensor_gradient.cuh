@@ -53,10 +53,11 @@ template <class S>
 FUSECELL_HD int tensor_stage(int row_shift) {
   return kStagePixels<S> * ((kWarpRows << row_shift) + tensor_tile_columns(row_shift));
 }
-// Dynamic shared memory: stages, then two windows of places.
+// Dynamic shared memory: stages, two windows of places, and the taps of the tile's pieces.
 template <class S>
 FUSECELL_HD int tensor_gradient_shared(int row_shift, int buffers) {
-  return buffers * tensor_stage<S>(row_shift) * int(sizeof(S)) + 2 * kColumnWindow * int(sizeof(Column<S>));
+  return buffers * tensor_stage<S>(row_shift) * int(sizeof(S)) + 2 * kColumnWindow * int(sizeof(Column<S>)) +
+         tensor_tile_columns(row_shift) / kPiece<S> * int(sizeof(Tap));
 }
 
 // Where a piece of a pixel lies in [panels][kStagePixels][kPanelRow]. The pixel's number turns the pieces of its row,
@@ -99,6 +100,14 @@ class Fragments {
       b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
     }
   }
+
+  // Adds a fragment's pixels to its rows' sums, which are values 0 and 2 as of a product: of one with ones.
+  static FUSECELL_DEVICE_METHOD void add_up(const uint32_t (&a)[4], float (&sum)[4]) {
+    constexpr uint32_t kOne = __is_same(S, bfloat16) ? 0x3F803F80u : 0x3C003C00u;
+    const uint32_t ones[2] = {kOne, kOne};
+    device::multiply_add(a, ones, sum, static_cast<const S*>(nullptr));
+  }
+  static FUSECELL_DEVICE_METHOD float total(float sum) { return sum; }
 
   // To another stage.
   FUSECELL_DEVICE_METHOD int place() const { return left_; }
@@ -149,6 +158,16 @@ class Fragments<float> {
     }
   }
 
+  // This lane's pixels, by plain sums, which keep all that float has; total() has those of four lanes.
+  static FUSECELL_DEVICE_METHOD void add_up(const uint32_t (&a)[4], float (&sum)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i % 2 * 2] += __builtin_bit_cast(float, a[i]);
+  }
+  static FUSECELL_DEVICE_METHOD float total(float sum) {
+    sum += device::shuffle_xor(sum, 1);
+    return sum + device::shuffle_xor(sum, 2);
+  }
+
   FUSECELL_DEVICE_METHOD int place() const { return left_; }
   FUSECELL_DEVICE_METHOD void advance(int by) {
     left_ += by;
@@ -173,20 +192,6 @@ class Fragments<float> {
   int down_, across_, lane_, left_, right_;
 };
 
-// Ones, as many as a word has: what is multiplied by them is summed.
-FUSECELL_DEVICE uint32_t word_of_ones(const bfloat16*) { return 0x3F803F80u; }
-FUSECELL_DEVICE uint32_t word_of_ones(const float16*) { return 0x3C003C00u; }
-FUSECELL_DEVICE uint32_t word_of_ones(const float*) { return 0x3F800000u; }
-
-// What rounding takes from floats: the sum of both has all that float has. Of 16 bits it takes nothing.
-FUSECELL_DEVICE void take_rest(const uint32_t (&whole)[4], const uint32_t (&rounded)[4], uint32_t (&rest)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float difference = __builtin_bit_cast(float, whole[i]) - __builtin_bit_cast(float, rounded[i]);
-    rest[i] = __builtin_bit_cast(uint32_t, difference);
-  }
-}
-
 template <class S>
 class TensorGradientBlock {
  public:
@@ -194,6 +199,7 @@ class TensorGradientBlock {
       : args_(args),
         tiles_(reinterpret_cast<S*>(shared)),
         columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * stage_size())),
+        taps_(reinterpret_cast<Tap*>(columns_ + 2 * kColumnWindow)),
         fragments_(warp_down(), warp_across(), dz_size()) {
     const Lines dz = dz_lines(), image = image_lines();
     const int64_t row = first_row() + dz.piece * kPiece<S>;
@@ -203,12 +209,11 @@ class TensorGradientBlock {
     dz_to_ = place_of_piece<S>(dz.piece, dz.pixel);
     image_from_ = image.pixel;
     image_to_ = dz_size() + place_of_piece<S>(image.piece, image.pixel);
-    const int piece = first_piece() + image.piece;
-    tap_ = piece < args.pieces ? args.taps[piece] : Tap{0, kNowhere, kNowhere};
   }
 
   FUSECELL_DEVICE_METHOD void run() {
     const int ahead = args_.buffers - 1;
+    find_taps();
     find_columns(0);
     __syncthreads();
 #pragma unroll 1
@@ -242,9 +247,7 @@ class TensorGradientBlock {
     return end < total ? end : total;
   }
   FUSECELL_DEVICE_METHOD int first_row() const { return int(blockIdx.y) * (kWarpRows << args_.row_shift); }
-  FUSECELL_DEVICE_METHOD int first_piece() const {
-    return int(blockIdx.x) * (tensor_tile_columns(args_.row_shift) / kPiece<S>);
-  }
+  FUSECELL_DEVICE_METHOD int pieces() const { return tensor_tile_columns(args_.row_shift) / kPiece<S>; }  // of the tile
   FUSECELL_DEVICE_METHOD int warp_down() const { return int(threadIdx.x) >> 5 & ((1 << args_.row_shift) - 1); }
   FUSECELL_DEVICE_METHOD int warp_across() const { return int(threadIdx.x) >> 5 >> args_.row_shift; }
   FUSECELL_DEVICE_METHOD int stage_size() const { return tensor_stage<S>(args_.row_shift); }
@@ -269,6 +272,11 @@ class TensorGradientBlock {
     if (args_.buffers == 2) device::copy_async_wait<0>();
     if (args_.buffers == 3) device::copy_async_wait<1>();
     if (args_.buffers == 4) device::copy_async_wait<2>();
+  }
+
+  FUSECELL_DEVICE_METHOD void find_taps() const {
+    const int first = int(blockIdx.x) * pieces(), k = int(threadIdx.x);
+    if (k < pieces()) taps_[k] = first + k < args_.pieces ? args_.taps[first + k] : Tap{0, kNowhere, kNowhere};
   }
 
   FUSECELL_DEVICE_METHOD void find_columns(int window) const {
@@ -297,13 +305,15 @@ class TensorGradientBlock {
   }
 
   FUSECELL_DEVICE_METHOD void fetch_image() const {
-    for_lines(image_lines().apart, image_to_, [&](int p, int to, int) {
+    const Lines lines = image_lines();
+    const Tap tap = taps_[lines.piece];
+    for_lines(lines.apart, image_to_, [&](int p, int to, int) {
       const Column<S> column = columns_[image_from_ + p];
       uint32_t in_image = 0;
-      const bool inside = meets<false>(column, args_.geometry, tap_, in_image);
+      const bool inside = meets<false>(column, args_.geometry, tap, in_image);
       // As a number, since outside of the image it is nobody's address.
       const uintptr_t from = reinterpret_cast<uintptr_t>(column.image) +
-                             sizeof(S) * (uint64_t(in_image) * column.pixel + uint32_t(tap_.channel));
+                             sizeof(S) * (uint64_t(in_image) * column.pixel + uint32_t(tap.channel));
       device::copy_async_16_or_zero(tiles_ + to, reinterpret_cast<const void*>(from), inside);
     });
   }
@@ -353,8 +363,7 @@ class TensorGradientBlock {
     fragments_.advance(to_next(fragments_.place()));
   }
 
-  // Blocks of the first columns sum dz, too; of the warps that share 64 rows, each a share of them. A stage's sums are
-  // products with ones, whose columns are all the same, so that of 4 registers 2 are kept.
+  // Blocks of the first columns sum dz, too; of the warps that share 64 rows, each a share of them.
   FUSECELL_DEVICE_METHOD bool sums_bias(int i) const {
     return (i & ((kThreads / 32 >> args_.row_shift) - 1)) == warp_across();
   }
@@ -367,22 +376,10 @@ class TensorGradientBlock {
       for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
         uint32_t a[2][4];
         fragments_.left(tiles_, step, i / 2, a);
-        add_bias(a[i % 2], sum);
+        Fragments<S>::add_up(a[i % 2], sum);
       }
       bias_[i / 2][0] += sum[0];
       bias_[i / 2][1] += sum[2];
-    }
-  }
-  FUSECELL_DEVICE_METHOD static void add_bias(const uint32_t (&a)[4], float (&sum)[4]) {
-    const uint32_t ones[2] = {word_of_ones(kType), word_of_ones(kType)};
-    uint32_t rounded[4] = {a[0], a[1], a[2], a[3]};
-    device::round_elements(rounded, kType);
-    device::multiply_add(rounded, ones, sum, kType);
-    if constexpr (sizeof(S) == 4) {
-      uint32_t rest[4];
-      take_rest(a, rounded, rest);
-      device::round_elements(rest, kType);
-      device::multiply_add(rest, ones, sum, kType);
     }
   }
 
@@ -394,9 +391,8 @@ class TensorGradientBlock {
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = fragments_.column(j, e), piece = first_piece() + column / kPiece<S>;
-        if (piece >= args_.pieces) continue;
-        const Tap tap = args_.taps[piece];
+        const int column = fragments_.column(j, e);
+        const Tap tap = taps_[column / kPiece<S>];
         const int64_t channel = tap.channel + column % kPiece<S>;
         if (tap.h == kNowhere || channel >= args_.channels) continue;
         float* to = partial + channel * args_.kernel + tap.in_kernel;
@@ -410,7 +406,7 @@ class TensorGradientBlock {
         }
       }
     }
-    if (args_.bias_partial && blockIdx.x == 0 && threadIdx.x % 4 == 0) store_bias();
+    if (args_.bias_partial && blockIdx.x == 0) store_bias();
   }
   FUSECELL_DEVICE_METHOD void store_bias() const {
 #pragma unroll
@@ -418,8 +414,9 @@ class TensorGradientBlock {
       if (!sums_bias(i)) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
+        const float sum = Fragments<S>::total(bias_[i / 2][half]);
         const int64_t row = first_row() + fragments_.row(i, 2 * half);
-        if (row < args_.rows) args_.bias_partial[blockIdx.z * args_.rows + row] = bias_[i / 2][half];
+        if (threadIdx.x % 4 == 0 && row < args_.rows) args_.bias_partial[blockIdx.z * args_.rows + row] = sum;
       }
     }
   }
@@ -427,13 +424,13 @@ class TensorGradientBlock {
   const TensorGradientArgs<S>& args_;
   S* tiles_;            // [buffers]: dz's panels, then the image's
   Column<S>* columns_;  // [2][kColumnWindow]
+  Tap* taps_;           // of the tile's pieces
   Fragments<S> fragments_;
   int left_;  // pixels from the stage to be started to the part's end
   // This thread's copies of that stage.
   const S* dz_from_;
   int image_from_;  // its first pixel among columns_
   int dz_to_, image_to_;
-  Tap tap_;  // of its piece of the image
   float sum_[4][4][4] = {}, bias_[2][2] = {};
 };
 
