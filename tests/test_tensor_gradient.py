@@ -58,8 +58,12 @@ class Problem:
     @property
     def out(self) -> tuple[int, int]:
         """The result's extents with as much padding behind as in front, and one row or column at least."""
-        reach = [n + 2 * low - d * (k - 1) - 1 for n, low, d, k in zip(self.size, self.low, self.dilation, self.kernel)]
-        return max(reach[0] // self.stride[0] + 1, 1), max(reach[1] // self.stride[1] + 1, 1)
+
+        def along(axis: int) -> int:
+            reach = self.size[axis] + 2 * self.low[axis] - self.dilation[axis] * (self.kernel[axis] - 1) - 1
+            return max(reach // self.stride[axis] + 1, 1)
+
+        return along(0), along(1)
 
     @property
     def piece(self) -> int:
@@ -216,3 +220,169 @@ LARGE = Problem(rows=200, channels=100, size=(7, 60), kernel=(2, 2), low=(1, 0),
 @pytest.mark.parametrize("buffers", [2, 3, 4])
 def test_every_tile_and_number_of_buffers(type: str, row_shift: int, buffers: int) -> None:
     check(replace(LARGE, type=type, row_shift=row_shift, buffers=buffers))
+
+
+# Copies that come late, or at once, find what is not waited for, or overwritten too early.
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("manner", ["copies=late", "copies=late,order=reversed", "copies=eager,order=random,seed=1"])
+def test_any_manner(type: str, manner: str) -> None:
+    _emulated.set_controls(manner, False)
+    for row_shift, buffers in [(0, 2), (1, 3), (2, 4)]:
+        check(replace(LARGE, type=type, rows=70, channels=24, row_shift=row_shift, buffers=buffers))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_threads(type: str) -> None:
+    _emulated.set_controls("engine=threads,copies=late", False)
+    check(Problem(type=type, rows=24, channels=9, size=(6, 12), batch=3, lengths=(1, 0, 1), initial=True, shift=-1))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_what_is_infinite_stays_in_its_row_and_column(type: str) -> None:
+    operands = Operands(replace(LARGE, type=type))
+    operands.dz[0, 40, 17] = np.inf
+    operands.frames[0, 1, 50, 33] = np.nan
+    partial, bias = operands.run()
+    finite = np.isfinite(partial.sum(0)).reshape(200, 100, 4)
+    assert not finite[17].any()
+    assert not finite[:, 33].all()
+    assert np.delete(np.delete(finite, 17, 0), 33, 1).all()
+    assert np.flatnonzero(~np.isfinite(bias.sum(0))).tolist() == [17]
+
+
+def rounded_to_tf32(values: Array) -> Array:
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded: Array = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return rounded
+
+
+def test_floats_are_rounded_to_tf32_but_in_the_bias() -> None:
+    operands = Operands(replace(LARGE, type="float32"), draw=lambda rng, shape: rng.normal(size=shape))
+    partial, bias = operands.run()
+    of_bias = operands.dz[..., :200].sum((0, 1), dtype=np.float64)
+    np.testing.assert_allclose(bias.sum(0, dtype=np.float64), of_bias, rtol=0, atol=2e-5)
+    operands.dz, operands.frames = rounded_to_tf32(operands.dz), rounded_to_tf32(operands.frames)
+    np.testing.assert_allclose(partial.sum(0, dtype=np.float64), operands.expected()[0], rtol=0, atol=2e-4)
+    assert np.abs(operands.expected()[1] - of_bias).max() > 1e-3
+
+
+# ------------------------------------------------------------------------------------------------ what the core chooses
+GPUS = {"sm_80": 164, "sm_86": 100, "sm_90": 228}  # KiB of a multiprocessor's shared memory
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize(("rows", "pieces"), [(64, 72), (256, 72), (256, 8), (1024, 144), (1, 8)])
+def test_two_blocks_fit_and_parts_cover_all(gpu: str, type: str, rows: int, pieces: int) -> None:
+    for total in (1, 1000, 131072, 2**33):
+        plan = {"type": type, "rows": rows, "pieces": pieces, "values": rows * pieces * 8, "total": total}
+        tile, buffers, shared, parts, size = _emulated.tensor_gradient_plan(shared=GPUS[gpu] << 10, **plan)
+        assert 2 * (shared + 1024) <= GPUS[gpu] << 10
+        assert (2 if gpu == "sm_86" else 3) <= buffers <= 4
+        assert (parts - 1) * size < total <= parts * size <= parts * 2**30
+        width = np.dtype(TYPES[type]).itemsize
+        assert size % (64 // width) == 0
+        tiles = -(-rows // tile) * -(-pieces * (16 // width) // (16384 // tile))
+        assert parts * tiles <= 264 or total > 2**30
+        assert parts == 1 or size >= 2**30 or (size >= 256 and parts * plan["values"] <= 2**24)
+
+
+def test_the_tile_follows_the_rows() -> None:
+    def rows_of_tile(rows: int, pieces: int) -> int:
+        plan = {"type": "bfloat16", "values": 1, "total": 1, "shared": 228 << 10}
+        tile: int = _emulated.tensor_gradient_plan(rows=rows, pieces=pieces, **plan)[0]
+        return tile
+
+    assert [rows_of_tile(64, 72), rows_of_tile(256, 72), rows_of_tile(256, 80)] == [64, 256, 128]
+
+
+# -------------------------------------------------------------------------------------------------- bias and peepholes
+SIGMOID, TANH, SOFTSIGN, HARD_SIGMOID = 1, 2, 10, 7  # of cell/activation.h
+
+
+def activate(kind: int, saved: Array) -> Array:
+    """Return the value that a saved gate stands for: itself, or what is still to be activated."""
+    if kind == HARD_SIGMOID:
+        return np.clip(saved + 3, 0, 6) / 6
+    return saved / (1 + np.abs(saved)) if kind == SOFTSIGN else saved
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    type=st.sampled_from(list(TYPES)),
+    channels=st.sampled_from([1, 3, 8, 20, 70]),
+    batch=st.integers(1, 3),
+    slots=st.integers(1, 3),
+    time=st.integers(0, 1),
+    pixels=st.integers(1, 40),
+    lengths=st.none() | st.lists(st.integers(0, 5), min_size=3, max_size=3),
+    shift=st.sampled_from([-1, 1]),
+    initial=st.booleans(),
+    per_pixel=st.booleans(),
+    peephole=st.booleans(),
+    kinds=st.sampled_from([(SIGMOID, TANH), (HARD_SIGMOID, SOFTSIGN)]),
+    part=st.sampled_from([0, 16, 100]),
+)
+def test_parameter_gradients(
+    type: str,
+    channels: int,
+    batch: int,
+    slots: int,
+    time: int,
+    pixels: int,
+    lengths: list[int] | None,
+    shift: int,
+    initial: bool,
+    per_pixel: bool,
+    peephole: bool,
+    kinds: tuple[int, int],
+    part: int,
+) -> None:
+    rng, dtype, C = np.random.default_rng(1), TYPES[type], channels
+    dz = np.full((slots * batch, pixels, 4 * C + 8), np.nan, dtype)
+    dz[..., : 4 * C] = rng.normal(size=(slots * batch, pixels, 4 * C))
+    gates = rng.normal(size=(slots * batch, pixels, 4 * C)).astype(dtype)
+    c = rng.normal(size=(slots, batch, pixels, C)).astype(np.float32)
+    start = rng.normal(size=(batch, pixels, C)).astype(np.float32)
+
+    def takes_place(b: int, at: int) -> bool:
+        return 0 <= at < 4 and (lengths is None or at < lengths[b])
+
+    if not peephole:  # the caller's duty, there
+        for n in range(slots * batch):
+            if not takes_place(n % batch, time + n // batch):
+                dz[n, :, : 4 * C] = 0
+    terms = np.zeros((slots * batch, pixels, 3 * C if peephole else 4 * C))
+    for n in range(slots * batch):
+        slot, b = divmod(n, batch)
+        z = dz[n, :, : 4 * C].astype(np.float64)
+        if not takes_place(b, time + slot):
+            continue
+        if not peephole:
+            terms[n] = z
+            continue
+        state = c[slot, b] if takes_place(b, time + slot + shift) else start[b] if initial else np.zeros((pixels, C))
+        gate = [activate(kinds[k == 2], g) for k, g in enumerate(np.split(gates[n].astype(np.float64), 4, -1))]
+        after = gate[1] * state + gate[0] * gate[2]
+        terms[n] = np.concatenate([z[:, :C] * state, z[:, C : 2 * C] * state, z[:, 3 * C :] * after], -1)
+    got = _emulated.tensor_parameter_gradient(
+        type=type,
+        dz=dz,
+        c=c,
+        gates=gates if peephole else None,
+        initial=start if initial else None,
+        lengths=None if lengths is None else np.array(lengths, np.int64),
+        time=time,
+        steps=4,
+        shift=shift,
+        rows=4 * C,
+        part=part,
+        peephole=peephole,
+        per_pixel=per_pixel,
+        gate_kind=kinds[0],
+        state_kind=kinds[1],
+    )
+    if per_pixel:
+        np.testing.assert_allclose(got, terms.sum(0).T, rtol=0, atol=1e-5)
+    else:
+        np.testing.assert_allclose(got.sum(0), terms.sum((0, 1)), rtol=0, atol=1e-4)

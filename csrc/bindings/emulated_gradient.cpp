@@ -98,6 +98,16 @@ py::object tensor_gradient(const GradientCall& call) {
   return py::make_tuple(partial, bias);
 }
 
+// What the core chooses: the tile's rows, stages, bytes of shared memory, parts and the pixels of each.
+template <class S>
+py::object tensor_gradient_plan(int64_t rows, int64_t pieces, int64_t values, int64_t total, int shared) {
+  const int row_shift = cuda::tensor_gradient_tiles(rows, pieces * cuda::kPiece<S>).row_shift;
+  const int buffers = cuda::tensor_gradient_buffers<S>(row_shift, shared);
+  const Parts parts = cuda::tensor_gradient_parts_of<S>(rows, pieces, values, total);
+  return py::make_tuple(cuda::kWarpRows << row_shift, buffers, cuda::tensor_gradient_shared<S>(row_shift, buffers),
+                        parts.count, parts.size);
+}
+
 struct ParameterCall {
   std::string type;
   Bytes dz, c;  // [samples, P, pitch]; [T, B, P, C]
@@ -153,6 +163,14 @@ void define_tensor_gradient(py::module_& m) {
       py::arg("lengths") = py::none(), py::arg("time") = 0, py::arg("steps"), py::arg("shift") = 0, py::arg("geometry"),
       py::arg("taps"), py::arg("rows"), py::arg("channels"), py::arg("kernel"), py::arg("part") = 0,
       py::arg("row_shift") = 0, py::arg("buffers") = 0);
+  m.def(
+      "tensor_gradient_plan",
+      [](const std::string& type, int64_t rows, int64_t pieces, int64_t values, int64_t total, int shared) {
+        return with_type(
+            type, [&](auto s) { return tensor_gradient_plan<decltype(s)>(rows, pieces, values, total, shared); });
+      },
+      py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("pieces"), py::arg("values"), py::arg("total"),
+      py::arg("shared"));
   m.def(
       "tensor_parameter_gradient",
       [](const std::string& type, const Bytes& dz, const Bytes& c, const std::optional<Bytes>& gates,

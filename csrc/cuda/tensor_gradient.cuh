@@ -26,6 +26,7 @@ constexpr int kWarpRows = 64, kWarpColumns = 32;
 constexpr int kTileValues = kThreads / 32 * kWarpRows * kWarpColumns;
 template <class S>
 constexpr int kStagePixels = 64 / int(sizeof(S));
+constexpr int kMostBuffers = 4;     // stages in shared memory
 constexpr int kColumnWindow = 128;  // pixels whose places are found at once: several stages
 
 template <class S>
@@ -44,7 +45,7 @@ struct TensorGradientArgs {
   float* partial;           // [gridDim.z][rows][channels * kernel]
   float* bias_partial;      // [gridDim.z][rows]: sums of dz; null: not wanted
   int row_shift;            // the tile has kWarpRows << row_shift rows, row_shift being 0, 1 or 2
-  int buffers;              // stages in shared memory: 2, 3 or 4
+  int buffers;              // 2 to kMostBuffers
 };
 
 FUSECELL_HD int tensor_tile_columns(int row_shift) { return kTileValues / (kWarpRows << row_shift); }
@@ -237,6 +238,7 @@ class TensorGradientBlock {
 
  private:
   static constexpr int kPixels = kStagePixels<S>, kStagesOfWindow = kColumnWindow / kPixels;
+  static_assert(kStagesOfWindow >= kMostBuffers);  // a barrier comes before the second window is read
   static constexpr const S* kType = nullptr;
 
   // ------------------------------------------------------------------------------------ what this block sums, and
