@@ -1,5 +1,6 @@
 // The emulation's controls, for tests: which engine, when copies arrive, in which order threads run.
 
+#include "bindings/emulated_gradient.h"
 #include "bindings/extras.h"
 #include "bindings/gpu.h"
 #include "emulation/controls.h"
@@ -9,6 +10,7 @@ namespace fusecell::bindings {
 void define_extras(pybind11::module_& m) {
   namespace py = pybind11;
   define_gpu(m);
+  define_tensor_gradient(m);
   // As the environment variable FUSECELL_EMULATION has it, and whether a graph is being captured.
   m.def("set_controls", [](const std::string& text, bool capturing) {
     emulation::Controls controls = emulation::parse_controls(text);

@@ -14,7 +14,7 @@
 namespace fusecell::cuda {
 
 // -------------------------------------------------------------------------------------------------- dW = dz^T image
-constexpr int kPanelPieces = 8;  // of a panel's row: 128 bytes, all banks once
+constexpr int kPanelPieces = 8;                       // of a panel's row: 128 bytes, all banks once
 template <class S>
 constexpr int kPanelRow = kPanelPieces * kPiece<S>;
 
@@ -23,6 +23,7 @@ constexpr int kWarpRows = 64, kWarpColumns = 32;
 constexpr int kTileValues = kThreads / 32 * kWarpRows * kWarpColumns;
 template <class S>
 constexpr int kStagePixels = 64 / int(sizeof(S));
+constexpr int kMostBuffers = 4;     // stages in shared memory
 constexpr int kColumnWindow = 128;  // pixels whose places are found at once: several stages
 
 template <class S>
@@ -41,7 +42,7 @@ struct TensorGradientArgs {
   float* partial;           // [gridDim.z][rows][channels * kernel]
   float* bias_partial;      // [gridDim.z][rows]: sums of dz; null: not wanted
   int row_shift;            // the tile has kWarpRows << row_shift rows, row_shift being 0, 1 or 2
-  int buffers;              // stages in shared memory: 2, 3 or 4
+  int buffers;              // 2 to kMostBuffers
 };
 
 FUSECELL_HD int tensor_tile_columns(int row_shift) { return kTileValues / (kWarpRows << row_shift); }
@@ -50,113 +51,144 @@ template <class S>
 FUSECELL_HD int tensor_stage(int row_shift) {
   return kStagePixels<S> * ((kWarpRows << row_shift) + tensor_tile_columns(row_shift));
 }
-// Dynamic shared memory: stages, then two windows of places.
+// Dynamic shared memory: stages, two windows of places, and the taps of the tile's pieces.
 template <class S>
 FUSECELL_HD int tensor_gradient_shared(int row_shift, int buffers) {
-  return buffers * tensor_stage<S>(row_shift) * int(sizeof(S)) + 2 * kColumnWindow * int(sizeof(Column<S>));
+  return buffers * tensor_stage<S>(row_shift) * int(sizeof(S)) + 2 * kColumnWindow * int(sizeof(Column<S>)) +
+         tensor_tile_columns(row_shift) / kPiece<S> * int(sizeof(Tap));
 }
 
 // Where a piece of a pixel lies in [panels][kStagePixels][kPanelRow]. The pixel's number turns the pieces of its row,
-// so that neither 8 pieces of a pixel nor one piece of 8 pixels share banks.
+// so that neither 8 pieces of a pixel nor one piece of 8 pixels share banks: a step of 1, 2 or 4 pieces in a panel, or
+// of as many pixels, turns a bit of a place.
 template <class S>
 FUSECELL_DEVICE int place_of_piece(int piece, int pixel) {
-  const int panel = piece / kPanelPieces, turned = (piece ^ pixel) % kPanelPieces;
+  const int panel = piece >> 3, turned = (piece ^ pixel) & (kPanelPieces - 1);
   return (panel * kStagePixels<S> + pixel) * kPanelRow<S> + turned * kPiece<S>;
 }
 
-// A warp's operands of one step of the product, taken from a stage, and which row or column of the tile's is whose.
-// Fragments are what multiply_add wants: `Left` of 16 rows, kSteps steps a stage.
+// What a lane takes from a stage for one step of the product, as multiply_add wants it, and which rows and columns of
+// the tile its sums are. A warp has kWarpRows rows, as 4 times 16, and kWarpColumns columns, as 4 times 8.
 template <class S>
 class Fragments {
  public:
   static constexpr int kDepth = 16;  // pixels of a step
 
-  FUSECELL_DEVICE_METHOD Fragments() : lane_(int(threadIdx.x) % 32) {}
+  // A lane gives the place of a row of one of four matrices; two lie side by side, two above each other.
+  FUSECELL_DEVICE_METHOD Fragments(int down, int across, int dz_size)
+      : down_(down), across_(across), lane_(int(threadIdx.x) & 31) {
+    const int line = lane_ & 7, low = lane_ >> 3 & 1, high = lane_ >> 4;
+    left_ = place_of_piece<S>(down * (kWarpRows / kPiece<S>)+low, 8 * high + line);
+    right_ = dz_size + place_of_piece<S>(across * (kWarpColumns / kPiece<S>)+high, 8 * low + line);
+  }
 
-  // 32 of the warp's rows: as many fragments as a lane has registers for.
-  FUSECELL_DEVICE_METHOD void left(const S* tile, int row, int step, uint32_t (&a)[2][4]) const {
-    // A lane gives the place of row `line` of one of four matrices; two lie side by side, two above each other.
-    const int pixel = step * kDepth + lane_ / 16 * 8 + lane_ % 8;
+  // 2 of the 4 times 16 rows.
+  FUSECELL_DEVICE_METHOD void left(const S* tiles, int step, int which, uint32_t (&a)[2][4]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int piece = row / kPiece<S> + 2 * i + lane_ / 8 % 2;
-      device::load_matrices_transposed(tile + place_of_piece<S>(piece, pixel), a[i]);
+      const int turn = 2 * (2 * which + i) * kPiece<S>;
+      device::load_matrices_transposed(tiles + (left_ ^ turn) + step * kDepth * kPanelRow<S>, a[i]);
     }
   }
-  FUSECELL_DEVICE_METHOD void right(const S* tile, int column, int step, uint32_t (&b)[4][2]) const {
-    const int pixel = step * kDepth + lane_ / 8 % 2 * 8 + lane_ % 8;
+  FUSECELL_DEVICE_METHOD void right(const S* tiles, int step, uint32_t (&b)[4][2]) const {
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
       uint32_t both[4];
-      device::load_matrices_transposed(tile + place_of_piece<S>(column / kPiece<S> + j + lane_ / 16, pixel), both);
+      device::load_matrices_transposed(tiles + (right_ ^ (j * kPiece<S>)) + step * kDepth * kPanelRow<S>, both);
       b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
     }
   }
 
-  // Of the warp's, for value e of sum[i][j].
-  FUSECELL_DEVICE_METHOD int row(int i, int e) const { return 16 * i + lane_ / 4 + e / 2 * 8; }
-  FUSECELL_DEVICE_METHOD int column(int j, int e) const { return 8 * j + lane_ % 4 * 2 + e % 2; }
+  // Adds a fragment's pixels to its rows' sums, which are values 0 and 2 as of a product: of one with ones.
+  static FUSECELL_DEVICE_METHOD void add_up(const uint32_t (&a)[4], float (&sum)[4]) {
+    constexpr uint32_t kOne = __is_same(S, bfloat16) ? 0x3F803F80u : 0x3C003C00u;
+    const uint32_t ones[2] = {kOne, kOne};
+    device::multiply_add(a, ones, sum, static_cast<const S*>(nullptr));
+  }
+  static FUSECELL_DEVICE_METHOD float total(float sum) { return sum; }
+
+  // To another stage.
+  FUSECELL_DEVICE_METHOD int place() const { return left_; }
+  FUSECELL_DEVICE_METHOD void advance(int by) {
+    left_ += by;
+    right_ += by;
+  }
+
+  // Of value e of the sums of the i-th rows and j-th columns.
+  FUSECELL_DEVICE_METHOD int row(int i, int e) const { return down_ * kWarpRows + 16 * i + (lane_ >> 2) + e / 2 * 8; }
+  FUSECELL_DEVICE_METHOD int column(int j, int e) const {
+    return across_ * kWarpColumns + 8 * j + (lane_ & 3) * 2 + e % 2;
+  }
 
  private:
-  int lane_;
+  int down_, across_, lane_, left_, right_;
 };
 
 // Of float, which no instruction turns: a lane reads whole pieces, 4 rows of one pixel, and which of the product's rows
-// they are is free to choose. Lane 4 g + t has those of piece_of(g): that of any 8 lanes that are served at once, no
-// two pieces share banks.
+// they are is free to choose. Lane 4 g + t has pixel t's piece_of(g), so that no two of 8 lanes that are served at once
+// share banks.
 template <>
 class Fragments<float> {
  public:
   static constexpr int kDepth = 8;
 
-  FUSECELL_DEVICE_METHOD Fragments() : group_(int(threadIdx.x) % 32 / 4), in_group_(int(threadIdx.x) % 4) {}
+  FUSECELL_DEVICE_METHOD Fragments(int down, int across, int dz_size)
+      : down_(down), across_(across), lane_(int(threadIdx.x) & 31) {
+    const int piece = piece_of(lane_ >> 2), pixel = lane_ & 3;
+    left_ = place_of_piece<float>(down * (kWarpRows / kPiece<float>)+piece, pixel);
+    right_ = dz_size + place_of_piece<float>(across * (kWarpColumns / kPiece<float>)+piece, pixel);
+  }
 
-  FUSECELL_DEVICE_METHOD void left(const float* tile, int row, int step, uint32_t (&a)[2][4]) const {
+  FUSECELL_DEVICE_METHOD void left(const float* tiles, int step, int which, uint32_t (&a)[2][4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Words<4> words = piece(tile, row, step, half);
+      const Words<4> words = piece(tiles + which * kStagePixels<float> * kPanelRow<float>, left_, step, half);
 #pragma unroll
       for (int w = 0; w < 4; ++w) a[w / 2][2 * half + w % 2] = words.word[w];
     }
   }
-  FUSECELL_DEVICE_METHOD void right(const float* tile, int column, int step, uint32_t (&b)[4][2]) const {
+  FUSECELL_DEVICE_METHOD void right(const float* tiles, int step, uint32_t (&b)[4][2]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Words<4> words = piece(tile, column, step, half);
+      const Words<4> words = piece(tiles, right_, step, half);
 #pragma unroll
       for (int j = 0; j < 4; ++j) b[j][half] = words.word[j];
     }
   }
 
-  FUSECELL_DEVICE_METHOD int row(int i, int e) const {
-    return i / 2 * kPanelRow<float> + kPiece<float> * piece_of(group_) + i % 2 * 2 + e / 2;
+  // This lane's pixels, by plain sums, which keep all that float has; total() has those of four lanes.
+  static FUSECELL_DEVICE_METHOD void add_up(const uint32_t (&a)[4], float (&sum)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum[i % 2 * 2] += __builtin_bit_cast(float, a[i]);
   }
-  FUSECELL_DEVICE_METHOD int column(int j, int e) const { return kPiece<float> * piece_of(2 * in_group_ + e % 2) + j; }
+  static FUSECELL_DEVICE_METHOD float total(float sum) {
+    sum += device::shuffle_xor(sum, 1);
+    return sum + device::shuffle_xor(sum, 2);
+  }
+
+  FUSECELL_DEVICE_METHOD int place() const { return left_; }
+  FUSECELL_DEVICE_METHOD void advance(int by) {
+    left_ += by;
+    right_ += by;
+  }
+
+  FUSECELL_DEVICE_METHOD int row(int i, int e) const {
+    return down_ * kWarpRows + i / 2 * kPanelRow<float> + kPiece<float> * piece_of(lane_ >> 2) + i % 2 * 2 + e / 2;
+  }
+  FUSECELL_DEVICE_METHOD int column(int j, int e) const {
+    return across_ * kWarpColumns + kPiece<float> * piece_of(2 * (lane_ & 3) + e % 2) + j;
+  }
 
  private:
-  static FUSECELL_DEVICE_METHOD int piece_of(int group) { return group / 2 + group % 2 * 4; }
-  FUSECELL_DEVICE_METHOD Words<4> piece(const float* tile, int first, int step, int half) const {
-    const int at =
-        place_of_piece<float>(first / kPiece<float> + piece_of(group_), step * kDepth + half * 4 + in_group_);
-    return __builtin_bit_cast(Words<4>, *reinterpret_cast<const Chunk<float, 4>*>(tile + at));
+  static FUSECELL_DEVICE_METHOD int piece_of(int group) { return (group >> 1) + (group & 1) * 4; }
+  // half: pixels 4 to 7 of the step.
+  static FUSECELL_DEVICE_METHOD Words<4> piece(const float* tiles, int place, int step, int half) {
+    const int at = (place ^ (half * 4 * kPiece<float>)) + (step * kDepth + half * 4) * kPanelRow<float>;
+    return __builtin_bit_cast(Words<4>, *reinterpret_cast<const Chunk<float, 4>*>(tiles + at));
   }
 
-  int group_, in_group_;
+  int down_, across_, lane_, left_, right_;
 };
-
-// A fragment of ones: what is multiplied by it is summed.
-FUSECELL_DEVICE uint32_t word_of_ones(const bfloat16*) { return 0x3F803F80u; }
-FUSECELL_DEVICE uint32_t word_of_ones(const float16*) { return 0x3C003C00u; }
-FUSECELL_DEVICE uint32_t word_of_ones(const float*) { return 0x3F800000u; }
-
-// What rounding takes from floats: the sum of both has all that float has. Of 16 bits it takes nothing.
-FUSECELL_DEVICE void take_rest(const uint32_t (&whole)[4], const uint32_t (&rounded)[4], uint32_t (&rest)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float difference = __builtin_bit_cast(float, whole[i]) - __builtin_bit_cast(float, rounded[i]);
-    rest[i] = __builtin_bit_cast(uint32_t, difference);
-  }
-}
 
 template <class S>
 class TensorGradientBlock {
@@ -164,198 +196,241 @@ class TensorGradientBlock {
   FUSECELL_DEVICE_METHOD TensorGradientBlock(const TensorGradientArgs<S>& args, unsigned char* shared)
       : args_(args),
         tiles_(reinterpret_cast<S*>(shared)),
-        columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * tensor_stage<S>(args.row_shift))),
-        rows_(kWarpRows << args.row_shift),
-        row_(int64_t(blockIdx.y) * rows_),
-        first_piece_(int(blockIdx.x) * (tensor_tile_columns(args.row_shift) / kPiece<S>)) {
-    const int64_t total = args.samples * args.pixels;
-    first_ = int64_t(blockIdx.z) * args.pixels_per_part;
-    end_ = first_ + args.pixels_per_part < total ? first_ + args.pixels_per_part : total;
-    const int warp = int(threadIdx.x) / 32;
-    warp_row_ = (warp & ((1 << args.row_shift) - 1)) * kWarpRows;
-    warp_across_ = warp >> args.row_shift;
-
-    const int piece = first_piece_ + image_lines().piece;
-    tap_ = piece < args.pieces ? args.taps[piece] : Tap{0, kNowhere, kNowhere};
+        columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * stage_size())),
+        taps_(reinterpret_cast<Tap*>(columns_ + 2 * kColumnWindow)),
+        fragments_(warp_down(), warp_across(), dz_size()) {
+    const Lines dz = dz_lines(), image = image_lines();
+    const int64_t row = first_row() + dz.piece * kPiece<S>;
+    // Past the last any: nobody stores what becomes of it.
+    dz_from_ = args.dz + (first_pixel() + dz.pixel) * args.dz_pitch + (row < args.dz_pitch ? row : 0);
+    left_ = int(end_pixel() - first_pixel());
+    dz_to_ = place_of_piece<S>(dz.piece, dz.pixel);
+    image_from_ = image.pixel;
+    image_to_ = dz_size() + place_of_piece<S>(image.piece, image.pixel);
   }
 
   FUSECELL_DEVICE_METHOD void run() {
-    const int stages = int((end_ - first_ + kPixels - 1) / kPixels), ahead = args_.buffers - 1;
+    const int ahead = args_.buffers - 1;
+    find_taps();
     find_columns(0);
     __syncthreads();
-    int to = 0;
 #pragma unroll 1
-    for (int next = 0; next < stages + ahead; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
-      const int from = to < ahead ? to + 1 : 0;
+    for (int next = 0; left_ > -ahead * kPixels; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
       if (next >= ahead) {
         wait();
         __syncthreads();  // that stage is there for all, and nobody reads the one before: its buffer is free
       }
-      if (next < stages) fetch(next, buffer(to));
+      // The other window of places was last read before that barrier.
+      if (next % kStagesOfWindow == 0) find_columns(next / kStagesOfWindow + 1);
+      if (left_ > 0) {
+        fetch_dz();
+        fetch_image();
+      }
       device::copy_async_commit();  // past the last stage nothing, since wait() counts groups
-      if (next >= ahead) multiply(buffer(from));
-      to = from;
+      advance();
+      if (next >= ahead) multiply();
     }
     store();
   }
 
  private:
   static constexpr int kPixels = kStagePixels<S>, kStagesOfWindow = kColumnWindow / kPixels;
-  static constexpr int kMostCopies = kTileValues / kWarpRows / kPiece<S> * kPixels / kThreads;  // of one operand
+  static_assert(kStagesOfWindow >= kMostBuffers);  // a barrier comes before the second window is read
+  static constexpr const S* kType = nullptr;
 
-  // Which copies of an operand are this thread's: one piece of pixels `pixel`, `pixel + apart` and so on.
+  // ------------------------------------------------------------------------------------ what this block sums, and
+  // where
+  FUSECELL_DEVICE_METHOD int64_t first_pixel() const { return int64_t(blockIdx.z) * args_.pixels_per_part; }
+  FUSECELL_DEVICE_METHOD int64_t end_pixel() const {
+    const int64_t end = first_pixel() + args_.pixels_per_part, total = args_.samples * args_.pixels;
+    return end < total ? end : total;
+  }
+  FUSECELL_DEVICE_METHOD int first_row() const { return int(blockIdx.y) * (kWarpRows << args_.row_shift); }
+  FUSECELL_DEVICE_METHOD int pieces() const { return tensor_tile_columns(args_.row_shift) / kPiece<S>; }  // of the tile
+  FUSECELL_DEVICE_METHOD int warp_down() const { return int(threadIdx.x) >> 5 & ((1 << args_.row_shift) - 1); }
+  FUSECELL_DEVICE_METHOD int warp_across() const { return int(threadIdx.x) >> 5 >> args_.row_shift; }
+  FUSECELL_DEVICE_METHOD int stage_size() const { return tensor_stage<S>(args_.row_shift); }
+  FUSECELL_DEVICE_METHOD int dz_size() const { return kPixels * (kWarpRows << args_.row_shift); }  // of a stage
+
+  // Which copies of a stage are this thread's: one piece of pixels `pixel`, `pixel + apart` and so on.
   struct Lines {
     int piece, pixel, apart;
   };
-  // width: columns of the tile, a power of two, of which 256 threads copy several pixels at once.
+  // Of a tile of 1 << shift pieces.
   static FUSECELL_DEVICE_METHOD Lines lines(int shift) {
     return {int(threadIdx.x) & ((1 << shift) - 1), int(threadIdx.x) >> shift, kThreads >> shift};
   }
-  static constexpr int kWarpRowPieces = sizeof(S) == 2 ? 3 : 4;  // kWarpRows / kPiece as a power of two
-  FUSECELL_DEVICE_METHOD Lines dz_lines() const { return lines(kWarpRowPieces + args_.row_shift); }
-  FUSECELL_DEVICE_METHOD Lines image_lines() const { return lines(kWarpRowPieces + 2 - args_.row_shift); }
+  static constexpr int kWarpRowsShift = sizeof(S) == 2 ? 3 : 4;  // pieces of kWarpRows, as a power of two
+  static_assert(kWarpRows / kPiece<S> == 1 << kWarpRowsShift && kTileValues == 4 * kWarpRows * kWarpRows);
+  FUSECELL_DEVICE_METHOD Lines dz_lines() const { return lines(kWarpRowsShift + args_.row_shift); }
+  FUSECELL_DEVICE_METHOD Lines image_lines() const { return lines(kWarpRowsShift + 2 - args_.row_shift); }
 
-  // Fewer than all buffers are under way; all but the newest buffers - 2 must be there.
+  // ---------------------------------------------------------------------------------------------------------- copies
+  // For the stage that is multiplied next: of the groups, one a stage, all but the newest buffers - 2.
   FUSECELL_DEVICE_METHOD void wait() const {
     if (args_.buffers == 2) device::copy_async_wait<0>();
     if (args_.buffers == 3) device::copy_async_wait<1>();
     if (args_.buffers == 4) device::copy_async_wait<2>();
   }
-  FUSECELL_DEVICE_METHOD S* buffer(int which) const { return tiles_ + which * tensor_stage<S>(args_.row_shift); }
+
+  FUSECELL_DEVICE_METHOD void find_taps() const {
+    const int first = int(blockIdx.x) * pieces(), k = int(threadIdx.x);
+    if (k < pieces()) taps_[k] = first + k < args_.pieces ? args_.taps[first + k] : Tap{0, kNowhere, kNowhere};
+  }
 
   FUSECELL_DEVICE_METHOD void find_columns(int window) const {
     const int thread = int(threadIdx.x);
     if (thread >= kColumnWindow) return;
-    const int64_t at = first_ + int64_t(window) * kColumnWindow + thread;
+    const int64_t at = first_pixel() + int64_t(window) * kColumnWindow + thread;
     Column<S> column;  // beyond the end: reads as zero
-    if (at < end_) {
+    if (at < end_pixel()) {
       const int64_t n = quotient(at, args_.pixels);
       column = column_of(args_.images, args_.geometry, n, at - n * args_.pixels);
     }
-    columns_[window % 2 * kColumnWindow + thread] = column;
+    columns_[(window & 1) * kColumnWindow + thread] = column;
   }
 
-  // Starts the copies of a stage. The other window was last read before the barrier that came last.
-  FUSECELL_DEVICE_METHOD void fetch(int stage, S* to) const {
-    if (stage % kStagesOfWindow == 0) find_columns(stage / kStagesOfWindow + 1);
-    fetch_dz(stage, to);
-    fetch_image(stage, to + rows_ * kPixels);
-  }
-
-  FUSECELL_DEVICE_METHOD void fetch_dz(int stage, S* to) const {
-    const auto [piece, pixel, apart] = dz_lines();
-    const int64_t at = first_ + int64_t(stage) * kPixels, left = end_ - at, row = row_ + piece * kPiece<S>;
-    const int inside = row >= args_.dz_pitch ? 0 : left < kPixels ? int(left) : kPixels;
-    const S* from = args_.dz + (at + pixel) * args_.dz_pitch + row;
-#pragma unroll 1
-    for (int p = pixel; p < kPixels; p += apart, from += apart * args_.dz_pitch) {
-      S* place = to + place_of_piece<S>(piece, p);
-      if (p < inside) {
-        device::copy_async_16(place, from);
+  FUSECELL_DEVICE_METHOD void fetch_dz() const {
+    const S* from = dz_from_;
+    const Lines lines = dz_lines();
+    for_lines(lines.apart, dz_to_, [&](int p, int to, int apart) {
+      if (lines.pixel + p < left_) {
+        device::copy_async_16(tiles_ + to, from);
       } else {
-        *reinterpret_cast<Words<4>*>(place) = {};
+        *reinterpret_cast<Words<4>*>(tiles_ + to) = {};
       }
-    }
+      from += apart * int(args_.dz_pitch);
+    });
   }
 
-  FUSECELL_DEVICE_METHOD void fetch_image(int stage, S* to) const {
-    const auto [piece, pixel, apart] = image_lines();
-    const Column<S>* columns = columns_ + stage % (2 * kStagesOfWindow) * kPixels;
-#pragma unroll 1
-    for (int p = pixel; p < kPixels; p += apart) {
-      const Column<S> column = columns[p];
+  FUSECELL_DEVICE_METHOD void fetch_image() const {
+    const Lines lines = image_lines();
+    const Tap tap = taps_[lines.piece];
+    for_lines(lines.apart, image_to_, [&](int p, int to, int) {
+      const Column<S> column = columns_[image_from_ + p];
       uint32_t in_image = 0;
-      const bool inside = meets<false>(column, args_.geometry, tap_, in_image);
+      const bool inside = meets<false>(column, args_.geometry, tap, in_image);
       // As a number, since outside of the image it is nobody's address.
       const uintptr_t from = reinterpret_cast<uintptr_t>(column.image) +
-                             sizeof(S) * (uint64_t(in_image) * column.pixel + uint32_t(tap_.channel));
-      device::copy_async_16_or_zero(to + place_of_piece<S>(piece, p), reinterpret_cast<const void*>(from), inside);
+                             sizeof(S) * (uint64_t(in_image) * column.pixel + uint32_t(tap.channel));
+      device::copy_async_16_or_zero(tiles_ + to, reinterpret_cast<const void*>(from), inside);
+    });
+  }
+
+  // f(pixels after the thread's first, place of the piece, apart)
+  template <class F>
+  FUSECELL_DEVICE_METHOD static void for_lines(int apart, int place, F&& f) {
+#pragma unroll 1
+    for (int p = 0; p < kPixels; p += apart) {
+      f(p, place, apart);
+      place = (place ^ ((apart & (kPanelPieces - 1)) * kPiece<S>)) + apart * kPanelRow<S>;
     }
   }
 
-  FUSECELL_DEVICE_METHOD void multiply(const S* tile) {
-    const S* image = tile + rows_ * kPixels;
+  // From a place to the same in the next buffer.
+  FUSECELL_DEVICE_METHOD int to_next(int place) const {
+    const int size = stage_size(), last = (args_.buffers - 1) * size;
+    return place < last ? size : -last;
+  }
+  // To the next stage. Kept, not computed from its number: that, and what follows from the thread's, nvcc does anew.
+  FUSECELL_DEVICE_METHOD void advance() {
+    const int by = to_next(dz_to_);
+    dz_to_ += by;
+    image_to_ += by;
+    dz_from_ += kPixels * args_.dz_pitch;
+    left_ -= kPixels;
+    image_from_ = (image_from_ + kPixels) & (2 * kColumnWindow - 1);
+  }
+
+  // -------------------------------------------------------------------------------------------------------- products
+  FUSECELL_DEVICE_METHOD void multiply() {
 #pragma unroll
     for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
       uint32_t a[2][4], b[4][2];
-      fragments_.right(image, warp_across_ * kWarpColumns, step, b);
+      fragments_.right(tiles_, step, b);
 #pragma unroll
       for (int j = 0; j < 4; ++j) device::round_elements(b[j], kType);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (i % 2 == 0) fragments_.left(tile, warp_row_ + 16 * i, step, a);
-        if (adds_bias(i)) add_bias(a[i % 2], bias_[i / 2]);
+        if (i % 2 == 0) fragments_.left(tiles_, step, i / 2, a);
         device::round_elements(a[i % 2], kType);
 #pragma unroll
         for (int j = 0; j < 4; ++j) device::multiply_add(a[i % 2], b[j], sum_[i][j], kType);
       }
     }
+    if (args_.bias_partial && blockIdx.x == 0) sum_bias();
+    fragments_.advance(to_next(fragments_.place()));
   }
 
-  // Blocks of the first columns sum dz, too; the 16 rows i are one's of the warps that share them.
-  FUSECELL_DEVICE_METHOD bool adds_bias(int i) const {
-    const int warps_across = kThreads / 32 >> args_.row_shift;
-    return args_.bias_partial && blockIdx.x == 0 && (i & (warps_across - 1)) == warp_across_;
+  // Blocks of the first columns sum dz, too; of the warps that share 64 rows, each a share of them.
+  FUSECELL_DEVICE_METHOD bool sums_bias(int i) const {
+    return (i & ((kThreads / 32 >> args_.row_shift) - 1)) == warp_across();
   }
-  FUSECELL_DEVICE_METHOD void add_bias(const uint32_t (&a)[4], float (&sum)[4]) const {
-    const uint32_t ones[2] = {word_of_ones(kType), word_of_ones(kType)};
-    uint32_t rounded[4] = {a[0], a[1], a[2], a[3]};
-    device::round_elements(rounded, kType);
-    device::multiply_add(rounded, ones, sum, kType);
-    if constexpr (sizeof(S) == 4) {
-      uint32_t rest[4];
-      take_rest(a, rounded, rest);
-      device::round_elements(rest, kType);
-      device::multiply_add(rest, ones, sum, kType);
+  FUSECELL_DEVICE_METHOD void sum_bias() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!sums_bias(i)) continue;
+      float sum[4] = {};
+#pragma unroll 1
+      for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
+        uint32_t a[2][4];
+        fragments_.left(tiles_, step, i / 2, a);
+        Fragments<S>::add_up(a[i % 2], sum);
+      }
+      bias_[i / 2][0] += sum[0];
+      bias_[i / 2][1] += sum[2];
     }
   }
 
+  // --------------------------------------------------------------------------------------------------------- results
   FUSECELL_DEVICE_METHOD void store() const {
-    const int64_t part = blockIdx.z, count = args_.channels * args_.kernel;
+    const int64_t count = args_.channels * args_.kernel;
+    float* partial = args_.partial + int64_t(blockIdx.z) * args_.rows * count;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = warp_across_ * kWarpColumns + fragments_.column(j, e);
-        const int piece = first_piece_ + column / kPiece<S>;
-        if (piece >= args_.pieces) continue;
-        const Tap tap = args_.taps[piece];
+        const int column = fragments_.column(j, e);
+        const Tap tap = taps_[column / kPiece<S>];
         const int64_t channel = tap.channel + column % kPiece<S>;
         if (tap.h == kNowhere || channel >= args_.channels) continue;
-        float* to = args_.partial + part * args_.rows * count + channel * args_.kernel + tap.in_kernel;
+        float* to = partial + channel * args_.kernel + tap.in_kernel;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int64_t row = row_ + warp_row_ + fragments_.row(i, 2 * half);
+            const int64_t row = first_row() + fragments_.row(i, 2 * half);
             if (row < args_.rows) to[row * count] = sum_[i][j][2 * half + e];
           }
         }
       }
     }
-    if (threadIdx.x % 4 != 0) return;  // all columns of the bias's sums are the same
+    if (args_.bias_partial && blockIdx.x == 0) store_bias();
+  }
+  FUSECELL_DEVICE_METHOD void store_bias() const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!adds_bias(i)) continue;
+      if (!sums_bias(i)) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int64_t row = row_ + warp_row_ + fragments_.row(i, 2 * half);
-        if (row < args_.rows) args_.bias_partial[part * args_.rows + row] = bias_[i / 2][2 * half];
+        const float sum = Fragments<S>::total(bias_[i / 2][half]);
+        const int64_t row = first_row() + fragments_.row(i, 2 * half);
+        if (threadIdx.x % 4 == 0 && row < args_.rows) args_.bias_partial[blockIdx.z * args_.rows + row] = sum;
       }
     }
   }
 
-  static constexpr const S* kType = nullptr;
-
   const TensorGradientArgs<S>& args_;
-  S* tiles_;            // [buffers]: dz's panels, then the images'
+  S* tiles_;            // [buffers]: dz's panels, then the image's
   Column<S>* columns_;  // [2][kColumnWindow]
-  int rows_;            // of the tile
-  int64_t row_, first_, end_;
-  int first_piece_, warp_row_, warp_across_;
-  Tap tap_;
+  Tap* taps_;           // of the tile's pieces
   Fragments<S> fragments_;
-  float sum_[4][4][4] = {}, bias_[2][4] = {};
+  int left_;  // pixels from the stage to be started to the part's end
+  // This thread's copies of that stage.
+  const S* dz_from_;
+  int image_from_;  // its first pixel among columns_
+  int dz_to_, image_to_;
+  float sum_[4][4][4] = {}, bias_[2][2] = {};
 };
 
 template <class S>

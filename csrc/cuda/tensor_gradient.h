@@ -35,14 +35,15 @@ inline TensorTiles tensor_gradient_tiles(int64_t rows, int64_t columns) {
 }
 
 // Parts of the sum over `total` pixels: two blocks for each of 132 multiprocessors, all at work at once, but no part of
-// few pixels, and not more values in all than are worth adding up. values: of the gradient.
+// few pixels, and not more values in all than are worth adding up; a block counts its pixels in 32 bits. values: of the
+// gradient.
 template <class S>
 Parts tensor_gradient_parts_of(int64_t rows, int64_t pieces, int64_t values, int64_t total) {
-  constexpr int64_t kBlocks = 264, kLeast = 256, kMostValues = int64_t(1) << 24;
+  constexpr int64_t kBlocks = 264, kLeast = 256, kMost = int64_t(1) << 30, kMostValues = int64_t(1) << 24;
   const int64_t tiles = tensor_gradient_tiles(rows, pieces * kPiece<S>).count;
   const int64_t most = std::min(ceil_div(total, kLeast), kMostValues / std::max<int64_t>(values, 1));
   const int64_t wanted = std::clamp<int64_t>(kBlocks / std::max<int64_t>(tiles, 1), 1, std::max<int64_t>(most, 1));
-  const int64_t size = ceil_div(ceil_div(total, wanted), kStagePixels<S>) * kStagePixels<S>;
+  const int64_t size = ceil_div(std::min(ceil_div(total, wanted), kMost), kStagePixels<S>) * kStagePixels<S>;
   return {size > 0 ? ceil_div(total, size) : 0, size};
 }
 
@@ -50,17 +51,19 @@ Parts tensor_gradient_parts_of(int64_t rows, int64_t pieces, int64_t values, int
 template <class S>
 int tensor_gradient_buffers(int row_shift, int shared_of_multiprocessor) {
   const int room = shared_of_multiprocessor / 2 - 1024;
-  int buffers = 4;
+  int buffers = kMostBuffers;
   while (buffers > 2 && tensor_gradient_shared<S>(row_shift, buffers) > room) --buffers;
   return buffers;
 }
 
-// Parts of a channel's sum over pixels, for as many blocks.
+// Neighbouring channels of a block, as a power of two: no more than there are, but 8, so that a warp reads whole
+// sectors.
 inline int tensor_channel_shift(int64_t channels) {
   int shift = 3;
   while (shift < 8 && (int64_t(1) << shift) < channels) ++shift;
   return shift;
 }
+// Parts of a channel's sum over pixels: enough blocks to have the memory busy.
 inline Parts tensor_parameter_parts_of(int64_t channels, int64_t total) {
   constexpr int64_t kBlocks = 1056, kLeast = 128;
   const int64_t across = ceil_div(channels, int64_t(1) << tensor_channel_shift(channels));
