@@ -23,10 +23,10 @@ struct BackwardPlan {
       : chunk(steps_per_chunk(shape)),
         rows(4 * shape.channels),
         total(checked_product("scratch", {chunk, shape.batch, shape.pixels()})),
-        input(shape.input, Layout::interleaved, arena),
-        state(shape.recurrent, Layout::interleaved, arena),
-        input_transposed(shape.input, Layout::transposed, arena),
-        state_transposed(shape.recurrent, Layout::transposed, arena),
+        input(shape.input, Layout::interleaved, shape.batch, arena),
+        state(shape.recurrent, Layout::interleaved, shape.batch, arena),
+        input_transposed(shape.input, Layout::transposed, chunk * shape.batch, arena),
+        state_transposed(shape.recurrent, Layout::transposed, shape.batch, arena),
         x(readable_x<S>(args, shape, chunk, arena)),
         h(reads_state_in_place<S>(args, shape.channels), chunk, shape.batch, shape.channels, shape.pixels(), arena),
         parts_ih(weight_parts(input, shape.input)),
@@ -277,7 +277,8 @@ int64_t tensor_backward_scratch(const ConvLstmForward& args, const ConvLstmShape
 int64_t tensor_statistics_parts(const ConvLstmShape& shape) {
   return with_tensor_storage(shape.dtype, [&](auto s) {
     Arena arena;
-    const dim3 grid = TensorWeights<decltype(s)>(shape.recurrent, Layout::transposed, arena).grid(shape.batch);
+    const TensorWeights<decltype(s)> weights(shape.recurrent, Layout::transposed, shape.batch, arena);
+    const dim3 grid = weights.grid(shape.batch);
     return int64_t(grid.x) * grid.y;
   });
 }

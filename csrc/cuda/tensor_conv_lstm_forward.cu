@@ -14,8 +14,8 @@ struct ForwardPlan {
   Frames<S> h[2] = {};  // what the next step reads where that is not y; the steps take turns
 
   ForwardPlan(const ConvLstmForward& args, const ConvLstmShape& shape, Arena& arena)
-      : input(shape.input, Layout::interleaved, arena),
-        state(shape.recurrent, Layout::interleaved, arena),
+      : input(shape.input, Layout::interleaved, shape.batch, arena),
+        state(shape.recurrent, Layout::interleaved, shape.batch, arena),
         x(readable_x<S>(args, shape, shape.steps, arena)),
         state_in_place(reads_state_in_place<S>(args, shape.channels)),
         h_0(state_in_place || !args.h_0.present, 1, shape.batch, shape.channels, shape.pixels(), arena) {

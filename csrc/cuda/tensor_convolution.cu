@@ -6,7 +6,7 @@ namespace fusecell::cuda {
 
 template <class S>
 void run_pack_tensor_weights(const Context& context, const PackTensorArgs<S>& args) {
-  const int64_t pieces = args.tiles * args.stages * tile_rows(args.group_shift) * kPieces;
+  const int64_t pieces = args.tiles * args.stages * args.size.rows() * kPieces;
   context.run("pack_tensor_weights", pack_tensor_weights<S>, grid_for(pieces), args);
 }
 

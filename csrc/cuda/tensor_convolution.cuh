@@ -14,7 +14,7 @@ struct PackTensorArgs {
   int64_t out_channels, in_channels, kernel[2], dilation[2];
   int64_t channels, pieces;  // that one place of the kernel reads, and in how many pieces
   int64_t tiles, stages;
-  int group_shift;
+  TileSize size;
   S* packed;  // [tiles][stages][rows of a tile][kPieces] pieces
   Tap* tap;   // [stages][kPieces]
 };
@@ -37,14 +37,14 @@ FUSECELL_DEVICE PlaceAndPiece place_and_piece(int64_t k, int64_t places, int64_t
 // A thread packs a piece.
 template <class S>
 __global__ void __launch_bounds__(kThreads) pack_tensor_weights(const PackTensorArgs<S> args) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, rows = tile_rows(args.group_shift);
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, rows = args.size.rows();
   const int64_t row = i / kPieces % rows, stage_of_tile = i / kPieces / rows, tile = stage_of_tile / args.stages;
   const int64_t stage = stage_of_tile - tile * args.stages, places = args.kernel[0] * args.kernel[1];
   if (tile >= args.tiles) return;
   const auto in_stage = int(i % kPieces) ^ int(row % 8);
   const PlaceAndPiece at = place_and_piece(stage * kPieces + in_stage, places, args.pieces);
   const PackedRow packed = packed_row(int(row % kGroupRows));
-  const int64_t group = (tile << args.group_shift) + row / kGroupRows;
+  const int64_t group = (tile << args.size.group_shift) + row / kGroupRows;
   const bool transposed = args.layout == Layout::transposed, interleaved = args.layout == Layout::interleaved;
   const int64_t width = interleaved ? args.out_channels / 4 : transposed ? args.in_channels : args.out_channels;
   const int64_t in_width = interleaved ? group * kGroupChannels + packed.channel

@@ -14,7 +14,7 @@
 namespace fusecell::cuda {
 
 // -------------------------------------------------------------------------------------------------- dW = dz^T image
-constexpr int kPanelPieces = 8;                       // of a panel's row: 128 bytes, all banks once
+constexpr int kPanelPieces = 8;  // of a panel's row: 128 bytes, all banks once
 template <class S>
 constexpr int kPanelRow = kPanelPieces * kPiece<S>;
 

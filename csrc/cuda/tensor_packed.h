@@ -94,28 +94,43 @@ Images<S> at_step(Images<S> images, int64_t step) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- weights
-// Stages in shared memory: as many as two blocks on a multiprocessor have room for, else one, but 2 at least.
-inline int tensor_buffers(int shared_of_multiprocessor, int group_shift) {
+#if !defined(FUSECELL_FEWEST_TILES)
+#define FUSECELL_FEWEST_TILES 132  // an H100's multiprocessors
+#endif
+
+// Of a product of `groups` groups of packed rows: the one that reads least, or a small one where there would be few.
+inline TileSize tile_size(int64_t groups, int64_t pixels) {
+  const TileSize large = groups > 1 ? kSquareTile : kWideTile;
+  const int64_t tiles = ceil_div(groups, int64_t(1) << large.group_shift) * ceil_div(pixels, large.pixels());
+  return tiles < FUSECELL_FEWEST_TILES ? kSmallTile : large;
+}
+
+// Stages in shared memory: as many as two blocks on a multiprocessor have room for, else one. At least so many that the
+// sums can be parked in them.
+inline int tensor_buffers(int shared_of_multiprocessor, const TileSize& size) {
   constexpr int kOther = 10 << 10;  // of a block: what is static, and what the machine keeps
+  const int least = size.sliced() ? 4 : 2;
   for (int blocks = 2; blocks > 0; --blocks) {
-    const int buffers = (shared_of_multiprocessor / blocks - kOther) / stage_bytes(group_shift);
-    if (buffers >= 2) return std::min(buffers, 4);
+    const int buffers = (shared_of_multiprocessor / blocks - kOther) / size.stage_bytes();
+    if (buffers >= least) return std::min(buffers, 4);
   }
-  return 2;
+  return least;
 }
 
 template <class S>
 class TensorWeights {
  public:
-  TensorWeights(const ConvolutionShape& conv, Layout layout, Arena& arena) : conv_(conv), layout_(layout) {
+  // samples: of the largest product with them.
+  TensorWeights(const ConvolutionShape& conv, Layout layout, int64_t samples, Arena& arena)
+      : conv_(conv), layout_(layout) {
     const bool transposed = layout == Layout::transposed, interleaved = layout == Layout::interleaved;
     channels_ = transposed ? conv.out_channels : conv.in_channels;
     results_ = transposed ? conv.in_channels : conv.out_channels;
     const int64_t groups = interleaved ? ceil_div(results_ / 4, kGroupChannels) : ceil_div(results_, kGroupRows);
-    group_shift_ = groups > 1 ? 1 : 0;
-    tiles_ = ceil_div(groups, int64_t(1) << group_shift_);
+    size_ = tile_size(groups, checked_product("x", {samples, pixels()}));
+    tiles_ = ceil_div(groups, int64_t(1) << size_.group_shift);
     stages_ = ceil_div(pieces_of<S>(channels_) * conv.taps(), kPieces);
-    const int64_t pieces = checked_product("scratch", {tiles_, stages_, tile_rows(group_shift_), kPieces});
+    const int64_t pieces = checked_product("scratch", {tiles_, stages_, size_.rows(), kPieces});
     packed_ = arena.take<S>(pieces * kPiece<S>);
     tap_ = arena.take<Tap>(stages_ * kPieces);
     expect_extents(conv);
@@ -135,7 +150,7 @@ class TensorWeights {
     args.pieces = pieces_of<S>(channels_);
     args.tiles = tiles_;
     args.stages = stages_;
-    args.group_shift = group_shift_;
+    args.size = size_;
     args.packed = packed_;
     args.tap = tap_;
     run_pack_tensor_weights(context, args);
@@ -148,19 +163,19 @@ class TensorWeights {
   // Without an operand.
   TensorTileArgs<S> tile(const Context& context, int64_t samples) const {
     TensorTileArgs<S> args{};
-    args.group_shift = group_shift_;
-    args.buffers = tensor_buffers(context.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), group_shift_);
-    args.warpgroups = context.on_hopper();
+    args.size = size_;
+    args.buffers = tensor_buffers(context.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), size_);
+    args.warpgroups = context.on_hopper() && !size_.sliced();
     args.samples = samples;
     args.pixels = pixels();
     return args;
   }
   static int shared_bytes(const TensorTileArgs<S>& tile) {
-    return tile.buffers * stage_bytes(tile.group_shift) + kRowsAlignment;
+    return tile.buffers * tile.size.stage_bytes() + kRowsAlignment;
   }
 
   dim3 grid(int64_t samples) const {
-    const int64_t tiles = ceil_div(checked_product("x", {samples, pixels()}), tile_pixels(group_shift_));
+    const int64_t tiles = ceil_div(checked_product("x", {samples, pixels()}), size_.pixels());
     return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(tiles_));
   }
 
@@ -183,7 +198,7 @@ class TensorWeights {
   ConvolutionShape conv_;
   Layout layout_;
   int64_t channels_, results_, tiles_, stages_;
-  int group_shift_;
+  TileSize size_;
   S* packed_;
   Tap* tap_;
 };

@@ -19,6 +19,20 @@ constexpr int kWarpPixels = 32;
 constexpr int kTensorPack = 4;  // channels of a lane
 constexpr int kMostTilePixels = 256;
 
+// The tile of a block: 64 << group_shift packed rows times 64 << pixel_shift pixels. Warps have kWarpPixels times
+// kGroupRows of it each; where that takes fewer than all 8, every one has a slice of the sum instead.
+struct TileSize {
+  int group_shift, pixel_shift;
+
+  constexpr FUSECELL_HD_METHOD int rows() const { return kGroupRows << group_shift; }
+  constexpr FUSECELL_HD_METHOD int pixels() const { return 64 << pixel_shift; }
+  constexpr FUSECELL_HD_METHOD int stage_bytes() const { return (rows() + pixels()) * kPieces * 16; }
+  constexpr FUSECELL_HD_METHOD bool sliced() const { return group_shift + pixel_shift == 0; }
+};
+constexpr TileSize kWideTile = {0, 2}, kSquareTile = {1, 1}, kSmallTile = {0, 0};
+constexpr int kSlices = 4;            // of a small tile
+constexpr int kRowsAlignment = 1024;  // of a stage's rows: 8 of them
+
 // One convolution's part of the sum.
 template <class S>
 struct TensorOperand {
@@ -33,18 +47,11 @@ struct TensorOperand {
 template <class S>
 struct TensorTileArgs {
   TensorOperand<S> operand[2];
-  int group_shift;  // the tile has 64 << group_shift rows, 256 >> group_shift pixels
+  TileSize size;
   int buffers;      // stages in shared memory: 2 to 4
   bool warpgroups;  // multiply by warpgroups, where the code and the elements allow it
   int64_t samples, pixels;
 };
-
-constexpr FUSECELL_HD_METHOD int tile_rows(int group_shift) { return kGroupRows << group_shift; }
-constexpr FUSECELL_HD_METHOD int tile_pixels(int group_shift) { return kMostTilePixels >> group_shift; }
-constexpr int kRowsAlignment = 1024;  // of a stage's rows: 8 of them
-constexpr FUSECELL_HD_METHOD int stage_bytes(int group_shift) {
-  return (tile_rows(group_shift) + tile_pixels(group_shift)) * kPieces * 16;
-}
 
 // Which channel and which of 4 (a gate, or a run of 16 channels) packed row n of a group is, so that lane % 4 = q has
 // channels 4 q to 4 q + 3 of each: its columns of the product's eight 16 x 8 matrices are 8 j + 2 q and the next.
@@ -73,9 +80,9 @@ class TensorLoader {
   // columns: [2][kMostTilePixels] shared; a barrier has to follow.
   FUSECELL_DEVICE_METHOD TensorLoader(const TensorTileArgs<S>& args, TensorColumn<S>* columns, unsigned char* buffers)
       : args_(args), columns_(columns), buffers_(buffers) {
-    const int64_t first = int64_t(blockIdx.x) * tile_pixels(args.group_shift);
+    const int64_t first = int64_t(blockIdx.x) * args.size.pixels();
     const int pixel = int(threadIdx.x);
-    if (pixel >= tile_pixels(args.group_shift)) return;
+    if (pixel >= args.size.pixels()) return;
     const int64_t n = quotient(first + pixel, args.pixels), p = first + pixel - n * args.pixels;
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
@@ -88,10 +95,10 @@ class TensorLoader {
 
   FUSECELL_DEVICE_METHOD int stages() const { return args_.operand[0].stages + args_.operand[1].stages; }
   FUSECELL_DEVICE_METHOD S* pixels(int buffer) const {
-    return reinterpret_cast<S*>(buffers_ + buffer * stage_bytes(args_.group_shift));
+    return reinterpret_cast<S*>(buffers_ + buffer * args_.size.stage_bytes());
   }
   FUSECELL_DEVICE_METHOD S* weights(int buffer) const {
-    return pixels(buffer) + tile_pixels(args_.group_shift) * kPieces * kPiece<S>;
+    return pixels(buffer) + args_.size.pixels() * kPieces * kPiece<S>;
   }
 
   FUSECELL_DEVICE_METHOD void start(int stage, int buffer) const {
@@ -107,7 +114,7 @@ class TensorLoader {
   static FUSECELL_DEVICE_METHOD int piece() { return int(threadIdx.x) % kPieces; }
 
   FUSECELL_DEVICE_METHOD void copy_weights(const TensorOperand<S>& operand, int stage, S* to) const {
-    const int pieces = tile_rows(args_.group_shift) * kPieces;
+    const int pieces = args_.size.rows() * kPieces;
     const S* from = operand.weights + (int64_t(blockIdx.y) * operand.stages + stage) * pieces * kPiece<S>;
     for (int i = int(threadIdx.x); i < pieces; i += kThreads) {
       device::copy_async_16(to + i * kPiece<S>, from + i * kPiece<S>);
@@ -121,7 +128,7 @@ class TensorLoader {
     const int64_t stride = operand.images.frames.by.pixel;
     const int first = int(threadIdx.x) / kPieces;
     to += place_of_piece(first, piece()) * kPiece<S>;
-    for (int r = first; r < tile_pixels(args_.group_shift); r += kThreads / kPieces) {
+    for (int r = first; r < args_.size.pixels(); r += kThreads / kPieces) {
       const TensorColumn<S> column = columns[r];
       uint32_t p = 0;
       const bool inside = divides(g) ? meets_place<true>(column, g, tap, p) : meets_place<false>(column, g, tap, p);
@@ -145,24 +152,35 @@ class TensorLoader {
   unsigned char* buffers_;
 };
 
-// What a thread finds of the tile: 4 times 4 runs of 4 channels, see packed_row, each at one pixel and of one group.
-// They lie in shared memory, where only this thread looks for them: in registers, those of all pixels would leave none
-// for the ending of one.
+// What a thread finds of the tile: 4 times 4 runs of 4 channels, see packed_row, each at one pixel and of one group; of
+// a small tile one of the 4. They lie in shared memory: in registers, those of all pixels would leave none for the
+// ending of one.
 struct ParkedSums {
   const Chunk<float, 4>* at;
   int first_pixel, pixels_apart, first_group, groups_apart;  // of the tile; the first two, and from them to the others
   int channel;                                               // of a run, the first
+  int slice = -1;                                            // this thread's of a small tile, else -1
 
+  FUSECELL_DEVICE_METHOD int first() const { return slice < 0 ? 0 : slice; }
+  FUSECELL_DEVICE_METHOD int step() const { return slice < 0 ? 1 : kSlices; }
   FUSECELL_DEVICE_METHOD int pixel(int i) const { return first_pixel + i % 2 * 8 + i / 2 * pixels_apart; }
   FUSECELL_DEVICE_METHOD int group(int i) const { return first_group + i / 2 * groups_apart; }
   FUSECELL_DEVICE_METHOD void load(int i, int run, float (&to)[kTensorPack]) const {
-    const Chunk<float, 4> sums = at[(4 * i + run) * kThreads];
+    const Chunk<float, 4>* sums = at + (4 * i + run) * kThreads;
 #pragma unroll
-    for (int v = 0; v < kTensorPack; ++v) to[v] = sums.element[v];
+    for (int v = 0; v < kTensorPack; ++v) to[v] = sums->element[v];
+    if (slice < 0) return;
+    for (int other = 1; other < kSlices; ++other) {
+      sums += kThreads / kSlices;
+#pragma unroll
+      for (int v = 0; v < kTensorPack; ++v) to[v] += sums->element[v];
+    }
   }
 };
 constexpr int kParked = 4;  // of a thread
-static_assert(kParked * 4 * kThreads * 16 <= 2 * stage_bytes(0) && kParked * 4 * kThreads * 16 <= 2 * stage_bytes(1));
+constexpr int kParkedBytes = kParked * 4 * kThreads * 16;
+static_assert(kParkedBytes <= 2 * kWideTile.stage_bytes() && kParkedBytes <= 2 * kSquareTile.stage_bytes() &&
+              kParkedBytes <= 4 * kSmallTile.stage_bytes());
 
 // Sums [2][8][4], as a product leaves them: of either half the i-th and the next pixel's.
 FUSECELL_DEVICE void park(const float (&sum)[2][8][4], Chunk<float, 4>* parked) {
@@ -177,14 +195,16 @@ FUSECELL_DEVICE void park(const float (&sum)[2][8][4], Chunk<float, 4>* parked) 
   }
 }
 
-// By warps: 32 pixels times 64 packed rows each.
-template <class S>
+// By warps: 32 pixels times 64 packed rows each. kSliced: a slice of every stage each.
+template <class S, bool kSliced>
 class WarpSums {
  public:
-  FUSECELL_DEVICE_METHOD explicit WarpSums(int group_shift) {
-    const int warp = int(threadIdx.x) / 32;
-    group_ = warp & ((1 << group_shift) - 1);
-    pixel_ = (warp >> group_shift) * kWarpPixels;
+  FUSECELL_DEVICE_METHOD explicit WarpSums(const TileSize& size) {
+    constexpr int kWarps = kThreads / 32 / (kSliced ? kSlices : 1);
+    const int warp = int(threadIdx.x) / 32 % kWarps;
+    slice_ = int(threadIdx.x) / 32 / kWarps;
+    group_ = warp & ((1 << size.group_shift) - 1);
+    pixel_ = (warp >> size.group_shift) * kWarpPixels;
   }
 
   FUSECELL_DEVICE_METHOD void take(const S* pixels, const S* weights) {
@@ -192,7 +212,8 @@ class WarpSums {
     const int lane = int(threadIdx.x) % 32, line = lane % 8, low = lane / 8 % 2, high = lane / 16;
     const S* const type = nullptr;
 #pragma unroll
-    for (int k = 0; k < kPieces; k += 2) {
+    for (int i = 0; i < kPieces / 2 / (kSliced ? kSlices : 1); ++i) {
+      const int k = 2 * (kSliced ? slice_ : i);
       uint32_t x[kWarpPixels / 16][4];
 #pragma unroll
       for (int m = 0; m < kWarpPixels / 16; ++m) {
@@ -217,13 +238,15 @@ class WarpSums {
   }
 
   FUSECELL_DEVICE_METHOD ParkedSums parked(Chunk<float, 4>* at) const {
-    park(sum_, at);
-    const int lane = int(threadIdx.x) % 32;
-    return {at, pixel_ + lane / 4, 16, group_, 0, lane % 4 * kTensorPack};
+    park(sum_, at + threadIdx.x);
+    const int lane = int(threadIdx.x) % 32, pixel = pixel_ + lane / 4, channel = lane % 4 * kTensorPack;
+    if (!kSliced) return {at + threadIdx.x, pixel, 16, group_, 0, channel};
+    __syncthreads();
+    return {at + threadIdx.x % (kThreads / kSlices), pixel, 16, group_, 0, channel, slice_};
   }
 
  private:
-  int group_, pixel_;  // the warp's rows and pixels of the tile
+  int group_, pixel_, slice_;  // the warp's rows and pixels of the tile, and its part of a stage
   float sum_[kWarpPixels / 16][kGroupRows / 8][4] = {};
 };
 
@@ -231,8 +254,8 @@ class WarpSums {
 template <class S>
 class WarpgroupSums {
  public:
-  FUSECELL_DEVICE_METHOD explicit WarpgroupSums(int group_shift)
-      : wide_(group_shift == 0), pixel_(int(threadIdx.x) / 128 * (128 >> group_shift)) {}
+  FUSECELL_DEVICE_METHOD explicit WarpgroupSums(const TileSize& size)
+      : wide_(size.group_shift == 0), pixel_(int(threadIdx.x) / 128 * (size.pixels() / 2)) {}
 
   // Has not ended when it returns.
   FUSECELL_DEVICE_METHOD void begin(const S* pixels, const S* weights) {
@@ -258,9 +281,9 @@ class WarpgroupSums {
   }
 
   FUSECELL_DEVICE_METHOD ParkedSums parked(Chunk<float, 4>* at) const {
-    park(sum_, at);
+    park(sum_, at + threadIdx.x);
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
-    return {at, pixel_ + 16 * warp + lane / 4, wide_ ? 64 : 0, 0, wide_ ? 0 : 1, lane % 4 * kTensorPack};
+    return {at + threadIdx.x, pixel_ + 16 * warp + lane / 4, wide_ ? 64 : 0, 0, wide_ ? 0 : 1, lane % 4 * kTensorPack};
   }
 
  private:
@@ -303,6 +326,18 @@ FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Mult
   __syncthreads();  // all have done with the buffers
 }
 
+template <bool kSliced, class S>
+FUSECELL_DEVICE ParkedSums sums_by_warps(const TensorTileArgs<S>& args, const TensorLoader<S>& loader,
+                                         Chunk<float, 4>* parked) {
+  WarpSums<S, kSliced> sums(args.size);
+  for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
+    __syncthreads();
+    load_next();
+    sums.take(pixels, weights);
+  });
+  return sums.parked(parked);
+}
+
 // columns: [2 * kMostTilePixels]; dynamic: shared_bytes of the tile. Where the launch may begin before the one before
 // it has ended, an operand follows, and so what comes after this may read whatever that one wrote.
 template <class S>
@@ -310,12 +345,12 @@ FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColu
                                        unsigned char* dynamic) {
   unsigned char* const stages = dynamic + (-device::shared_address(dynamic) & (kRowsAlignment - 1));
   const TensorLoader<S> loader(args, columns, stages);
-  const auto parked = reinterpret_cast<Chunk<float, 4>*>(stages) + threadIdx.x;
+  const auto parked = reinterpret_cast<Chunk<float, 4>*>(stages);
   device::let_next_launch_begin();
   __syncthreads();
   if constexpr (sizeof(S) == 2) {
     if (device::has_warpgroup_products() && args.warpgroups) {
-      WarpgroupSums<S> sums(args.group_shift);
+      WarpgroupSums<S> sums(args.size);
       for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
         device::show_to_products();
         __syncthreads();
@@ -326,22 +361,17 @@ FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColu
       return sums.parked(parked);
     }
   }
-  WarpSums<S> sums(args.group_shift);
-  for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
-    __syncthreads();
-    load_next();
-    sums.take(pixels, weights);
-  });
-  return sums.parked(parked);
+  if (args.size.sliced()) return sums_by_warps<true>(args, loader, parked);
+  return sums_by_warps<false>(args, loader, parked);
 }
 
 // f(which of this thread's, sample, pixel, group of packed rows) for each that there is.
 template <class S, class F>
 FUSECELL_DEVICE void for_tensor_pixels(const TensorTileArgs<S>& args, const ParkedSums& sums, F&& f) {
-  const int64_t first = int64_t(blockIdx.x) * tile_pixels(args.group_shift);
-  const int64_t group = int64_t(blockIdx.y) << args.group_shift;
+  const int64_t first = int64_t(blockIdx.x) * args.size.pixels();
+  const int64_t group = int64_t(blockIdx.y) << args.size.group_shift;
 #pragma unroll 1
-  for (int i = 0; i < kParked; ++i) {
+  for (int i = sums.first(); i < kParked; i += sums.step()) {
     const int64_t at = first + sums.pixel(i), n = quotient(at, args.pixels);
     if (n < args.samples) f(i, n, at - n * args.pixels, group + sums.group(i));
   }
