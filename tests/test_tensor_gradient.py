@@ -287,6 +287,14 @@ def test_two_blocks_fit_and_parts_cover_all(gpu: str, type: str, rows: int, piec
         assert parts == 1 or size >= 2**30 or (size >= 256 and parts * plan["values"] <= 2**24)
 
 
+def test_a_block_has_a_kibibyte_besides() -> None:
+    plan = {"type": "bfloat16", "rows": 256, "pieces": 72, "values": 1, "total": 1}
+    _, buffers, shared, _, _ = _emulated.tensor_gradient_plan(shared=228 << 10, **plan)
+    enough = 2 * (shared + 1024)
+    assert buffers == _emulated.tensor_gradient_plan(shared=enough, **plan)[1] == 4
+    assert _emulated.tensor_gradient_plan(shared=enough - 2, **plan)[1] == 3
+
+
 def test_the_tile_follows_the_rows() -> None:
     def rows_of_tile(rows: int, pieces: int) -> int:
         plan = {"type": "bfloat16", "values": 1, "total": 1, "shared": 228 << 10}
