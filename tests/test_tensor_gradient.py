@@ -275,7 +275,7 @@ GPUS = {"sm_80": 164, "sm_86": 100, "sm_90": 228}  # KiB of a multiprocessor's s
 @pytest.mark.parametrize(("rows", "pieces"), [(64, 72), (256, 72), (256, 8), (1024, 144), (1, 8)])
 def test_two_blocks_fit_and_parts_cover_all(gpu: str, type: str, rows: int, pieces: int) -> None:
     for total in (1, 1000, 131072, 2**33):
-        plan = {"type": type, "rows": rows, "pieces": pieces, "values": rows * pieces * 8, "total": total}
+        plan = {"type": type, "rows": rows, "pieces": pieces, "total": total}
         tile, buffers, shared, parts, size = _emulated.tensor_gradient_plan(shared=GPUS[gpu] << 10, **plan)
         assert 2 * (shared + 1024) <= GPUS[gpu] << 10
         assert (2 if gpu == "sm_86" else 3) <= buffers <= 4
@@ -284,12 +284,20 @@ def test_two_blocks_fit_and_parts_cover_all(gpu: str, type: str, rows: int, piec
         assert size % (64 // width) == 0
         tiles = -(-rows // tile) * -(-pieces * (16 // width) // (16384 // tile))
         assert parts * tiles <= 264 or total > 2**30
-        assert parts == 1 or size >= 2**30 or (size >= 256 and parts * plan["values"] <= 2**24)
+        assert parts == 1 or size >= 2**30 or size >= 256
+
+
+def test_a_block_has_a_kibibyte_besides() -> None:
+    plan = {"type": "bfloat16", "rows": 256, "pieces": 72, "total": 1}
+    _, buffers, shared, _, _ = _emulated.tensor_gradient_plan(shared=228 << 10, **plan)
+    enough = 2 * (shared + 1024)
+    assert buffers == _emulated.tensor_gradient_plan(shared=enough, **plan)[1] == 4
+    assert _emulated.tensor_gradient_plan(shared=enough - 2, **plan)[1] == 3
 
 
 def test_the_tile_follows_the_rows() -> None:
     def rows_of_tile(rows: int, pieces: int) -> int:
-        plan = {"type": "bfloat16", "values": 1, "total": 1, "shared": 228 << 10}
+        plan = {"type": "bfloat16", "total": 1, "shared": 228 << 10}
         tile: int = _emulated.tensor_gradient_plan(rows=rows, pieces=pieces, **plan)[0]
         return tile
 

@@ -82,7 +82,7 @@ py::object tensor_gradient(const GradientCall& call) {
   args.channels = call.channels;
   args.kernel = call.kernel;
   const int64_t total = args.samples * args.pixels, count = args.channels * args.kernel;
-  Parts parts = cuda::tensor_gradient_parts_of<S>(args.rows, args.pieces, args.rows * count, total);
+  Parts parts = cuda::tensor_gradient_parts_of<S>(args.rows, args.pieces, total);
   if (call.part > 0) parts = Parts{0, call.part}.of(total);
   py::array_t<float> partial({parts.count, args.rows, count}), bias({parts.count, args.rows});
   args.partial = partial.mutable_data();
@@ -100,10 +100,10 @@ py::object tensor_gradient(const GradientCall& call) {
 
 // What the core chooses: the tile's rows, stages, bytes of shared memory, parts and the pixels of each.
 template <class S>
-py::object tensor_gradient_plan(int64_t rows, int64_t pieces, int64_t values, int64_t total, int shared) {
+py::object tensor_gradient_plan(int64_t rows, int64_t pieces, int64_t total, int shared) {
   const int row_shift = cuda::tensor_gradient_tiles(rows, pieces * cuda::kPiece<S>).row_shift;
   const int buffers = cuda::tensor_gradient_buffers<S>(row_shift, shared);
-  const Parts parts = cuda::tensor_gradient_parts_of<S>(rows, pieces, values, total);
+  const Parts parts = cuda::tensor_gradient_parts_of<S>(rows, pieces, total);
   return py::make_tuple(cuda::kWarpRows << row_shift, buffers, cuda::tensor_gradient_shared<S>(row_shift, buffers),
                         parts.count, parts.size);
 }
@@ -165,12 +165,10 @@ void define_tensor_gradient(py::module_& m) {
       py::arg("row_shift") = 0, py::arg("buffers") = 0);
   m.def(
       "tensor_gradient_plan",
-      [](const std::string& type, int64_t rows, int64_t pieces, int64_t values, int64_t total, int shared) {
-        return with_type(
-            type, [&](auto s) { return tensor_gradient_plan<decltype(s)>(rows, pieces, values, total, shared); });
+      [](const std::string& type, int64_t rows, int64_t pieces, int64_t total, int shared) {
+        return with_type(type, [&](auto s) { return tensor_gradient_plan<decltype(s)>(rows, pieces, total, shared); });
       },
-      py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("pieces"), py::arg("values"), py::arg("total"),
-      py::arg("shared"));
+      py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("pieces"), py::arg("total"), py::arg("shared"));
   m.def(
       "tensor_parameter_gradient",
       [](const std::string& type, const Bytes& dz, const Bytes& c, const std::optional<Bytes>& gates,

@@ -67,6 +67,11 @@ FUSECELL_DEVICE int place_of_piece(int piece, int pixel) {
   return (panel * kStagePixels<S> + pixel) * kPanelRow<S> + turned * kPiece<S>;
 }
 
+template <class S>
+constexpr uint32_t kTwoOnes = 0x3F803F80u;  // a word of them
+template <>
+constexpr uint32_t kTwoOnes<float16> = 0x3C003C00u;
+
 // What a lane takes from a stage for one step of the product, as multiply_add wants it, and which rows and columns of
 // the tile its sums are. A warp has kWarpRows rows, as 4 times 16, and kWarpColumns columns, as 4 times 8.
 template <class S>
@@ -101,13 +106,12 @@ class Fragments {
 
   // Adds a fragment's pixels to its rows' sums, which are values 0 and 2 as of a product: of one with ones.
   static FUSECELL_DEVICE_METHOD void add_up(const uint32_t (&a)[4], float (&sum)[4]) {
-    constexpr uint32_t kOne = __is_same(S, bfloat16) ? 0x3F803F80u : 0x3C003C00u;
-    const uint32_t ones[2] = {kOne, kOne};
+    const uint32_t ones[2] = {kTwoOnes<S>, kTwoOnes<S>};
     device::multiply_add(a, ones, sum, static_cast<const S*>(nullptr));
   }
   static FUSECELL_DEVICE_METHOD float total(float sum) { return sum; }
 
-  // To another stage.
+  // Where the stage is that is taken from, and to another.
   FUSECELL_DEVICE_METHOD int place() const { return left_; }
   FUSECELL_DEVICE_METHOD void advance(int by) {
     left_ += by;
@@ -238,8 +242,7 @@ class TensorGradientBlock {
   static_assert(kStagesOfWindow >= kMostBuffers);  // a barrier comes before the second window is read
   static constexpr const S* kType = nullptr;
 
-  // ------------------------------------------------------------------------------------ what this block sums, and
-  // where
+  // ----------------------------------------------------------------------------------------- what this block sums
   FUSECELL_DEVICE_METHOD int64_t first_pixel() const { return int64_t(blockIdx.z) * args_.pixels_per_part; }
   FUSECELL_DEVICE_METHOD int64_t end_pixel() const {
     const int64_t end = first_pixel() + args_.pixels_per_part, total = args_.samples * args_.pixels;

@@ -35,14 +35,12 @@ inline TensorTiles tensor_gradient_tiles(int64_t rows, int64_t columns) {
 }
 
 // Parts of the sum over `total` pixels: two blocks for each of 132 multiprocessors, all at work at once, but no part of
-// few pixels, and not more values in all than are worth adding up; a block counts its pixels in 32 bits. values: of the
-// gradient.
+// few pixels. So few blocks leave few values to add up. A block counts its pixels in 32 bits.
 template <class S>
-Parts tensor_gradient_parts_of(int64_t rows, int64_t pieces, int64_t values, int64_t total) {
-  constexpr int64_t kBlocks = 264, kLeast = 256, kMost = int64_t(1) << 30, kMostValues = int64_t(1) << 24;
+Parts tensor_gradient_parts_of(int64_t rows, int64_t pieces, int64_t total) {
+  constexpr int64_t kBlocks = 264, kLeast = 256, kMost = int64_t(1) << 30;
   const int64_t tiles = tensor_gradient_tiles(rows, pieces * kPiece<S>).count;
-  const int64_t most = std::min(ceil_div(total, kLeast), kMostValues / std::max<int64_t>(values, 1));
-  const int64_t wanted = std::clamp<int64_t>(kBlocks / std::max<int64_t>(tiles, 1), 1, std::max<int64_t>(most, 1));
+  const int64_t wanted = std::clamp<int64_t>(ceil_div(total, kLeast), 1, std::max<int64_t>(kBlocks / tiles, 1));
   const int64_t size = ceil_div(std::min(ceil_div(total, wanted), kMost), kStagePixels<S>) * kStagePixels<S>;
   return {size > 0 ? ceil_div(total, size) : 0, size};
 }
