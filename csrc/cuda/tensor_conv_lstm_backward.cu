@@ -29,8 +29,8 @@ struct BackwardPlan {
         state_transposed(shape.recurrent, Layout::transposed, shape.batch, arena),
         x(readable_x<S>(args, shape, chunk, arena)),
         h(reads_state_in_place<S>(args, shape.channels), chunk, shape.batch, shape.channels, shape.pixels(), arena),
-        parts_ih(weight_parts(input, shape.input)),
-        parts_hh(weight_parts(state, shape.recurrent)),
+        parts_ih(weight_parts(input)),
+        parts_hh(weight_parts(state)),
         parts_peephole(shape.cell.peephole_per_pixel ? Parts{1, total}
                                                      : tensor_parameter_parts_of(shape.channels, total)),
         dweight_ih(parts_ih.count, weight_values(shape.input), several(shape), arena),
@@ -48,8 +48,8 @@ struct BackwardPlan {
     gates = frames_channels_last(arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()})), B, rows, P);
   }
 
-  Parts weight_parts(const TensorWeights<S>& weights, const ConvolutionShape& conv) const {
-    return tensor_gradient_parts_of<S>(rows, weights.pieces(), weight_values(conv), total);
+  Parts weight_parts(const TensorWeights<S>& weights) const {
+    return tensor_gradient_parts_of<S>(rows, weights.pieces(), total);
   }
   int64_t weight_values(const ConvolutionShape& conv) const { return rows * conv.in_channels * conv.taps(); }
   bool several(const ConvLstmShape& shape) const { return shape.steps > chunk; }
