@@ -113,39 +113,41 @@ def test_report_reads_what_cuobjdump_prints() -> None:
         "sm_80: fill is not compiled, but in kernels.def",
         f"sm_80: {step} is compiled, but not in kernels.def",
     ]
-    many = {"sm_90": {f"f{i}": "" for i in range(65)}}
+    many = {"sm_90": {f"f{i}": "" for i in range(97)}}
     zeros = {"sm_90": dict.fromkeys(many["sm_90"], 0)}
-    assert kernel_report.complaints(many, [*many["sm_90"]], zeros) == ["sm_90: 65 kernels, 64 are allowed"]
+    assert kernel_report.complaints(many, [*many["sm_90"]], zeros) == ["sm_90: 97 kernels, 96 are allowed"]
     assert kernel_report.complaints({}, ["fill"], {}) == ["there are no kernels"]
 
 
 SASS = """
 arch = sm_75
-\t\tFunction : void fusecell::cuda::correlate<fusecell::bfloat16>(fusecell::cuda::ConvolutionArgs<fusecell::bfloat16>)
-        /*0100*/                   FFMA R40, R16, R20, R40 ;
+\t\tFunction : void fusecell::cuda::tensor_correlate<float>(fusecell::cuda::TensorConvolutionArgs<float>)
+        /*0100*/                   EXIT ;
 arch = sm_90a
-\t\tFunction : void fusecell::cuda::correlate<fusecell::bfloat16>(fusecell::cuda::ConvolutionArgs<fusecell::bfloat16>)
-        /*0110*/                   HMMA.16816.F32.BF16 R40, R16.reuse, R20, R40 ;
+\t\tFunction : void fusecell::cuda::tensor_correlate<float>(fusecell::cuda::TensorConvolutionArgs<float>)
+        /*0110*/                   HMMA.1688.F32.TF32 R40, R16.reuse, R20, R40 ;
         /*0120*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
-\t\tFunction : void fusecell::cuda::correlate<float>(fusecell::cuda::ConvolutionArgs<float>)
+\t\tFunction : void fusecell::cuda::correlate<fusecell::bfloat16>(fusecell::cuda::ConvolutionArgs<fusecell::bfloat16>)
         /*0130*/                   HFMA2.MMA R40, R16, R20, R40 ;
+\t\tFunction : void fusecell::cuda::tensor_parameter_gradient<float>(fusecell::cuda::Args<float>)
+        /*0140*/                   DADD R40, R16, R20 ;
 """
 
 
 @pytest.mark.usefixtures("tools")
-def test_report_wants_tensor_cores_for_16_bits_and_for_nothing_else() -> None:
+def test_report_wants_tensor_cores_for_their_own_path_and_for_nothing_else() -> None:
     import kernel_report
 
-    half, single = "correlate<bfloat16>", "correlate<float>"
+    tensor, plain, sums = "tensor_correlate<float>", "correlate<bfloat16>", "tensor_parameter_gradient<float>"
     counted = kernel_report.matrix_instructions(SASS)
-    assert counted == {"sm_75": {half: 0}, "sm_90a": {half: 2, single: 0}}
+    assert counted == {"sm_75": {tensor: 0}, "sm_90a": {tensor: 2, plain: 0, sums: 0}}
     kernels = {gpu: dict.fromkeys(names, "") for gpu, names in counted.items()}
-    assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [half, single], counted) == []
-    assert kernel_report.complaints({"sm_75": kernels["sm_75"]}, [half], counted) == []
-    wrong = {"sm_90a": {half: 0, single: 1}}
-    assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [half, single], wrong) == [
-        "sm_90a: correlate<bfloat16> does not use tensor cores",
-        "sm_90a: correlate<float> uses tensor cores",
+    assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [tensor, plain, sums], counted) == []
+    assert kernel_report.complaints({"sm_75": kernels["sm_75"]}, [tensor], counted) == []
+    wrong = {"sm_90a": {tensor: 0, plain: 1, sums: 0}}
+    assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [tensor, plain, sums], wrong) == [
+        "sm_90a: tensor_correlate<float> does not use tensor cores",
+        "sm_90a: correlate<bfloat16> uses tensor cores",
     ]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from fusecell import _dispatch, selftest
-from fusecell._cases import CASES, Arrays, Case, Outcome, largest_error, run_case, upstream_of
+from fusecell._cases import CASES, Arrays, Case, Outcome, Results, largest_error, run_case, upstream_of
 
 _emulated: Any = pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
 OPS = selftest.Emulated()
@@ -68,66 +69,187 @@ def test_the_same_bits_with_a_thread_for_each_thread(case: Case) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- tensor cores
-def halves(case: Case, dtype: Any) -> Arrays:
-    """A case's arguments in 16 bits, but for the cell state."""
+CONVOLUTIONS = [c for c in CASES if c.op in ("conv_lstm", "conv2d")]
+ON_TENSOR_CORES = {ml_dtypes.bfloat16: "tensor_cores", np.float16: "tensor_cores", np.float32: "tf32"}
+# How far tensor cores may be from the direct path. Of 16 bits both round a sum once: to neighbours, at most. TF32 drops
+# 2^-11 of each factor.
+APART = {ml_dtypes.bfloat16: 2.0**-7, np.float16: 2.0**-10, np.float32: 2.0**-9}
+every_type = pytest.mark.parametrize("dtype", ON_TENSOR_CORES)
+
+
+def narrowed(case: Case, dtype: Any) -> Arrays:
+    """A case's arguments, all but the cell state of this type."""
     arguments = case.arguments(np.random.default_rng(zlib.crc32(str(case).encode())), dtype)
     return {n: a.astype(np.float32) if n == "c_0" and a is not None else a for n, a in arguments.items()}
 
 
-def run_halves(case: Case, arguments: Arrays, controls: str) -> tuple[Outcome, int]:
+def run_by(case: Case, arguments: Arrays, algorithm: str, controls: str = "") -> tuple[Outcome, int]:
     """The outcome, and how many products of matrices it took."""
     _emulated.set_controls(controls, False)
     _emulated.reset_statistics()
-    return run_case(OPS, case, arguments, None), _emulated.statistics()["matrix_products"]
+    chosen = replace(case, options=case.options | {"algorithm": algorithm})
+    return run_case(OPS, chosen, arguments, None), _emulated.statistics()["matrix_products"]
 
 
-CONVOLUTIONS = [c for c in CASES if c.op in ("conv_lstm", "conv2d")]
+def wide(results: Results) -> Results:
+    return {name: a.astype(np.float64) for name, a in results.items()}
 
 
-# The emulation adds a product's terms in the order of the taps, which on a GPU is the hardware's own.
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+@every_type
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
-def test_tensor_cores_give_what_plain_products_give(case: Case, dtype: Any) -> None:
-    arguments = halves(case, dtype)
-    plain, without = run_halves(case, arguments, "tensor_cores=off")
-    got, products = run_halves(case, arguments, "")
-    assert same_bits(got, plain)
+def test_tensor_cores_give_what_the_direct_path_gives(case: Case, dtype: Any) -> None:
+    arguments = narrowed(case, dtype)
+    direct, without = run_by(case, arguments, "direct")
+    got, products = run_by(case, arguments, ON_TENSOR_CORES[dtype])
+    assert largest_error(got.outputs, wide(direct.outputs)) < APART[dtype]
+    assert largest_error(got.gradients, wide(direct.gradients)) < APART[dtype]
     assert without == 0
     assert (products > 0) == (min(case.shape.get("B", 1), case.shape.get("T", 1)) > 0)
-    late, again = run_halves(case, arguments, "copies=late,order=random,seed=2")
-    assert same_bits(late, plain)
+    late, again = run_by(case, arguments, ON_TENSOR_CORES[dtype], "copies=late,order=random,seed=2")
+    assert same_bits(late, got)
     assert again == products
 
 
+def up(n: int, by: int) -> int:
+    return -(-n // by)
+
+
+def products_of(pixels: int, groups: int, stages: int) -> int:
+    """Of a convolution: a tile has one group of rows and 256 pixels or two and 128; 512 products a stage."""
+    side_by_side = min(groups, 2)
+    return up(pixels, 256 // side_by_side) * up(groups, side_by_side) * stages * 512
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(5, 3), (64, 8), (65, 9), (130, 65)])
+@every_type
+def test_a_convolution_takes_as_many_products_as_its_shape_says(dtype: Any, outputs: int, inputs: int) -> None:
+    case = Case("conv2d", "counted", {"B": 2, "I": inputs, "O": outputs, "H": 11, "W": 13, "k": 3})
+    x, weight, _ = narrowed(case, dtype).values()
+    _emulated.reset_statistics()
+    OPS.conv2d_forward(x, weight, algorithm=ON_TENSOR_CORES[dtype])
+    stages = up(up(inputs, 16 // x.itemsize) * 9, 8)  # type: ignore[union-attr]
+    assert _emulated.statistics()["matrix_products"] == products_of(2 * 11 * 13, up(outputs, 64), stages)
+
+
+@every_type
+@pytest.mark.parametrize("channels", [3, 16, 17, 40])
+def test_a_sequence_takes_as_many_products_as_its_shape_says(dtype: Any, channels: int) -> None:
+    """A group has 16 channels' gates; the first step, which has no state before it, convolves x alone."""
+    case = Case("conv_lstm", "counted", {"T": 3, "B": 2, "I": 5, "C": channels, "H": 9, "W": 15, "start": False})
+    arguments = narrowed(case, dtype)
+    _emulated.reset_statistics()
+    OPS.conv_lstm_forward(*arguments.values(), algorithm=ON_TENSOR_CORES[dtype])
+    piece, taps = 16 // np.dtype(dtype).itemsize, 9
+    of_x, of_h = up(up(5, piece) * taps, 8), up(up(channels, piece) * taps, 8)
+    assert _emulated.statistics()["matrix_products"] == sum(
+        products_of(2 * 9 * 15, up(channels, 16), stages) for stages in (of_x, of_x + of_h, of_x + of_h)
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "tensor_cores"])
 @pytest.mark.parametrize("number", [np.inf, np.nan])
-@pytest.mark.parametrize("shape", [{"I": 1, "C": 1}, {"I": 3, "C": 20}])
-def test_tensor_cores_spread_a_number_as_far_as_taps_reach(shape: dict[str, int], number: float) -> None:
-    """Taps that fill up a product of 16 are zero on both sides: no zero of theirs meets an infinity."""
+@pytest.mark.parametrize("shape", [{"I": 1, "C": 1}, {"I": 3, "C": 20}, {"I": 8, "C": 16}])
+def test_a_number_spreads_as_far_as_taps_reach(shape: dict[str, int], number: float, algorithm: str) -> None:
+    """Taps and channels that fill up a stage are zero on both sides: no zero of theirs meets an infinity."""
     case = Case("conv_lstm", "not finite", {"T": 1, "B": 2, "H": 9, "W": 9, "k": 3} | shape)
-    arguments = halves(case, ml_dtypes.bfloat16)
+    arguments = narrowed(case, ml_dtypes.bfloat16)
+    finite = run_by(case, arguments, algorithm)[0].outputs["y"].astype(np.float32)
     arguments["x"][0, 1, 0, 4, 5] = number  # type: ignore[index]
-    got = run_case(OPS, case, arguments, None).outputs["y"].astype(np.float32)
+    got = run_by(case, arguments, algorithm)[0].outputs["y"].astype(np.float32)
     reached = np.zeros(got.shape, bool)
     reached[0, 1, :, 3:6, 4:7] = True
-    assert np.isfinite(got[~reached]).all()
-    plain, _ = run_halves(case, arguments, "tensor_cores=off")
-    np.testing.assert_array_equal(got, plain.outputs["y"].astype(np.float32))
+    assert np.array_equal(got[~reached], finite[~reached])
+    assert (got[reached] != finite[reached]).all()
     assert np.isnan(number) <= np.isnan(got[reached]).all()
 
 
+@pytest.mark.parametrize("algorithm", ["direct", "tensor_cores"])
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 20), (16, 70)])
+def test_a_number_spreads_through_a_convolution(inputs: int, outputs: int, number: float, algorithm: str) -> None:
+    """Forward to the outputs that read its pixel, and from an output's gradient back to the pixels that it read."""
+    case = Case("conv2d", "not finite", {"B": 2, "I": inputs, "O": outputs, "H": 9, "W": 9, "k": 3})
+    x, weight, bias = narrowed(case, np.float16).values()
+    x[1, 0, 4, 5] = number  # type: ignore[index]
+    y = OPS.conv2d_forward(x, weight, bias, stride=2, algorithm=algorithm)
+    reached = np.zeros(y.shape, bool)
+    reached[1, :, 2, 2:4] = True  # row 2 reads rows 3 to 5; columns 2 and 3 read columns 3 to 7
+    assert np.array_equal(~np.isfinite(y), reached)
+    dy = np.ones(y.shape, np.float16)
+    dy[0, 0, 1, 3] = number
+    dx = OPS.conv2d_backward(dy, x, weight, needs=["x"], stride=2, algorithm=algorithm)["x"]
+    reached = np.zeros(dx.shape, bool)
+    reached[0, :, 1:4, 5:8] = True
+    assert np.array_equal(~np.isfinite(dx), reached)
+
+
+@every_type
 @pytest.mark.parametrize("case", [c for c in SMALL if c in CONVOLUTIONS], ids=str)
-def test_tensor_cores_race_free(case: Case) -> None:
-    arguments = halves(case, ml_dtypes.bfloat16)
-    expected, _ = run_halves(case, arguments, "")
-    got, products = run_halves(case, arguments, "engine=threads,copies=late")
+def test_tensor_cores_race_free(case: Case, dtype: Any) -> None:
+    arguments = narrowed(case, dtype)
+    expected, _ = run_by(case, arguments, ON_TENSOR_CORES[dtype])
+    got, products = run_by(case, arguments, ON_TENSOR_CORES[dtype], "engine=threads,copies=late")
     assert same_bits(got, expected)
     assert products > 0
+
+
+@every_type
+def test_a_convolution_has_the_same_gradients_whatever_else_is_wanted(dtype: Any) -> None:
+    case = Case("conv2d", "in part", {"B": 2, "I": 9, "O": 5, "H": 7, "W": 6, "k": 3})
+    x, weight, bias = narrowed(case, dtype).values()
+    dy = OPS.conv2d_forward(x, weight, bias, algorithm=ON_TENSOR_CORES[dtype])
+    every = OPS.conv2d_backward(dy, x, weight, algorithm=ON_TENSOR_CORES[dtype])
+    for name in ("x", "weight", "bias"):
+        alone = OPS.conv2d_backward(dy, x, weight, needs=[name], algorithm=ON_TENSOR_CORES[dtype])
+        assert alone[name].tobytes() == every[name].tobytes(), name
+
+
+@pytest.fixture
+def no_tensor_cores() -> Iterator[None]:
+    """A GPU before sm_80. What was planned for another is forgotten, and what is planned for this one, too."""
+    _emulated.set_controls("tensor_cores=off", False)
+    _dispatch._plans.cache_clear()
+    yield
+    _dispatch._plans.cache_clear()
+
+
+CONV2D = Case("conv2d", "3x3", {"B": 2, "I": 3, "O": 5, "H": 7, "W": 6, "k": 3})
+SEQUENCE = Case("conv_lstm", "3x3", {"k": 3, "kh": 3})
+
+
+@pytest.mark.parametrize("case", [CONV2D, SEQUENCE], ids=str)
+@pytest.mark.usefixtures("no_tensor_cores")
+def test_a_gpu_without_tensor_cores_takes_the_direct_path(case: Case) -> None:
+    arguments = narrowed(case, np.float16)
+    direct, _ = run_by(case, arguments, "direct", "tensor_cores=off")
+    auto, products = run_by(case, arguments, "auto", "tensor_cores=off")
+    assert same_bits(auto, direct)
+    assert products == 0
+
+
+@pytest.mark.parametrize(("dtype", "algorithm"), [(np.float16, "tensor_cores"), (np.float32, "tf32")])
+@pytest.mark.parametrize("case", [CONV2D, SEQUENCE], ids=str)
+@pytest.mark.usefixtures("no_tensor_cores")
+def test_a_gpu_without_tensor_cores_refuses_them(case: Case, dtype: Any, algorithm: str) -> None:
+    with pytest.raises(ValueError, match=f'^algorithm: expected "auto" or "direct" .*, got "{algorithm}" with no such'):
+        run_by(case, narrowed(case, dtype), algorithm, "tensor_cores=off")
+
+
+@pytest.mark.parametrize("case", [CONV2D, SEQUENCE], ids=str)
+def test_auto_takes_tensor_cores_for_16_bits_alone(case: Case) -> None:
+    assert run_by(case, narrowed(case, np.float16), "auto")[1] > 0
+    assert run_by(case, narrowed(case, ml_dtypes.bfloat16), "auto")[1] > 0
+    assert run_by(case, narrowed(case, np.float32), "auto")[1] == 0
 
 
 def test_every_kernel_has_run(rng: np.random.Generator) -> None:
     _emulated.reset_statistics()
     for case in SMALL:
         run(case)
+    assert _emulated.statistics()["matrix_products"] == 0  # of float32 there are none, but by name
+    for case in SMALL:
+        if case in CONVOLUTIONS:
+            run(replace(case, options=case.options | {"algorithm": "tf32"}))
     x = rng.standard_normal((3, 5))
     OPS.softmax_backward(OPS.softmax_forward(x), x)
     OPS.activation_forward("tanh", x)
@@ -136,9 +258,8 @@ def test_every_kernel_has_run(rng: np.random.Generator) -> None:
     OPS.sgd_update_([x], [x.copy()], lr=0.1)
     listed = set(re.findall(r"KERNEL\([\w.]+, (\w+)", KERNELS.read_text()))
     assert set(_emulated.launched_kernels()) == listed
-    assert _emulated.statistics()["matrix_products"] == 0  # of float32 there are none
     statistics = _emulated.statistics()
-    assert min(statistics["barriers"], statistics["shuffles"], statistics["async_copies"]) > 0
+    assert min(statistics[n] for n in ("barriers", "shuffles", "async_copies", "matrix_products")) > 0
 
 
 def test_several_chunks_of_steps_give_what_one_gives(rng: np.random.Generator) -> None:
@@ -150,6 +271,19 @@ def test_several_chunks_of_steps_give_what_one_gives(rng: np.random.Generator) -
     expected = run_case(selftest.ops, case, case.arguments(np.random.default_rng(zlib.crc32(str(case).encode()))), None)
     for name, gradient in got.gradients.items():
         np.testing.assert_allclose(gradient, expected.gradients[name], rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+@every_type
+@pytest.mark.parametrize("reverse", [False, True])
+def test_several_chunks_of_steps_on_tensor_cores(dtype: Any, reverse: bool) -> None:
+    """What a chunk begins with is the dz of the one after, and what is summed over pixels goes on."""
+    shape = {"T": 7, "C": 9, "H": 12, "W": 12, "bias": "channel", "peephole": "channel"}
+    case = Case("conv_lstm", "chunks", shape, {"reverse": reverse, "lengths": [7, 5]})
+    arguments = narrowed(case, dtype)
+    got, _ = run_by(case, arguments, ON_TENSOR_CORES[dtype])
+    assert _emulated.launched_kernels()["tensor_parameter_gradient"] >= 3
+    direct, _ = run_by(case, arguments, "direct")
+    assert largest_error(got.gradients, wide(direct.gradients)) < APART[dtype]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -223,6 +357,21 @@ def test_memory_that_is_not_aligned_to_16_bytes(shape: dict[str, int], dtype: An
     assert_the_same_bits_wherever_an_array_lies(case, case.arguments(np.random.default_rng(5), dtype))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("conv_lstm", "unaligned", {"T": 2, "I": 8, "C": 16, "H": 4, "W": 4, "peephole": "pixel", "bias": "pixel"}),
+        Case("conv2d", "unaligned", {"B": 2, "I": 8, "O": 16, "H": 5, "W": 4, "k": 3}),
+        Case("conv2d", "unaligned, one pixel", {"B": 3, "I": 8, "O": 16, "H": 1, "W": 1, "k": 1}),
+    ],
+    ids=str,
+)
+@every_type
+def test_tensor_cores_on_memory_that_is_not_aligned_to_16_bytes(case: Case, dtype: Any) -> None:
+    chosen = replace(case, options={"algorithm": ON_TENSOR_CORES[dtype]})
+    assert_the_same_bits_wherever_an_array_lies(chosen, narrowed(chosen, dtype))
+
+
 def test_gates_that_are_not_aligned_to_16_bytes() -> None:
     case = Case("lstm_gates", "unaligned", {"B": 2, "C": 3, "spatial": (4, 4), "bias": "pixel", "peephole": "pixel"})
     assert_the_same_bits_wherever_an_array_lies(case, case.arguments(np.random.default_rng(5), np.float32))
@@ -281,15 +430,21 @@ def test_more_taps_than_kernels_count_are_refused() -> None:
         OPS.conv2d_forward(x, weight)
 
 
+def test_more_channels_than_a_grid_has_pieces_are_refused() -> None:
+    x, weight = (np.zeros((1, 2**22 - 63, 1, 1), np.float16) for _ in range(2))  # memory that nobody touches
+    with pytest.raises(ValueError, match="x: expected at most 4194240 channels on tensor cores, got 4194241"):
+        OPS.conv2d_forward(x, weight)
+
+
 def test_a_last_chunk_that_is_shorter_takes_no_more_parts_than_were_planned() -> None:
     """Fewer pixels could be cut into more parts, which then lay over the sums of the chunks before."""
     case = Case("conv_lstm", "a shorter chunk", {"T": 58, "B": 1, "I": 180, "C": 1, "H": 1, "W": 83, "k": (1, 10)})
     arguments = case.arguments(np.random.default_rng(0), ml_dtypes.bfloat16)
     arguments["c_0"] = arguments["c_0"].astype(np.float32)  # type: ignore[union-attr]
     got = run_case(OPS, case, arguments, None)
-    wide = {n: None if a is None else a.astype(np.float64) for n, a in arguments.items()}
+    given = {n: None if a is None else a.astype(np.float64) for n, a in arguments.items()}
     sent = [u.astype(np.float64) for u in upstream_of(list(got.outputs.values()))]
-    assert largest_error(got.gradients, run_case(selftest.ops, case, wide, sent).gradients) < 2.0**-6
+    assert largest_error(got.gradients, run_case(selftest.ops, case, given, sent).gradients) < 2.0**-6
 
 
 @pytest.mark.parametrize("reverse", [False, True])

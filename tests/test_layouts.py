@@ -111,12 +111,19 @@ def call(place: _dispatch.Place, arrays: Any, options: Any, gradients: Arrays | 
     function(describe_all({**arrays, **(gradients or {})}), options, (scratch.ctypes.data, scratch.size, 2, 0, 0))
 
 
+def alike(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Memory that nobody has written, and an array in it that lies as this one does: channels last, perhaps."""
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    room = memory(tuple(array.shape[axis] for axis in order), array.dtype)
+    return room, room.transpose(np.argsort(order))
+
+
 class Outputs:
     """What a call is to write. Nothing beside it may be touched."""
 
     def __init__(self, layout: InLayout, like: Arrays) -> None:
         made = {
-            name: layout(name).empty(a.shape, a.dtype) if name in IN_ANY_LAYOUT else (memory(a.shape, a.dtype),) * 2
+            name: layout(name).empty(a.shape, a.dtype) if name in IN_ANY_LAYOUT else alike(a)
             for name, a in like.items()
         }
         self.rooms = {name: room for name, (room, _) in made.items()}
@@ -207,6 +214,26 @@ def test_a_layout_changes_no_bit_of_any_dtype(place: _dispatch.Place, dtype: Any
 def test_a_layout_changes_no_bit_of_any_algorithm(algorithm: str, layout: Layout) -> None:
     case = replace(ALIGNED, options=ALIGNED.options | {"algorithm": algorithm})
     check(Sequence(_dispatch.Place("cpu"), case), everywhere(layout))
+
+
+# Tensor cores read x and y in place where their channels are whole 16 bytes at such addresses, else a copy.
+IN_PIECES = Case("conv_lstm", "16 channels", {"H": 4, "W": 4, "C": 16, "I": 8, "T": 3, "peephole": "pixel"})
+
+
+@pytest.mark.parametrize("layout", [*USUAL, *UNUSUAL], ids=str)
+@pytest.mark.parametrize(("dtype", "algorithm"), [(ml_dtypes.bfloat16, "tensor_cores"), (np.float32, "tf32")])
+def test_a_layout_changes_no_bit_on_tensor_cores(dtype: Any, algorithm: str, layout: Layout) -> None:
+    pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
+    case = replace(IN_PIECES, options={"algorithm": algorithm})
+    check(Sequence(_dispatch.Place("emulated"), case, dtype), everywhere(layout))
+
+
+@pytest.mark.parametrize("name", sorted(IN_ANY_LAYOUT))
+@pytest.mark.parametrize("layout", [Layout("BTHWC"), Layout("BTHWC", late=True), Layout("BTHWC", gap="C")], ids=str)
+def test_one_array_in_another_layout_on_tensor_cores(name: str, layout: Layout) -> None:
+    pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
+    sequence = Sequence(_dispatch.Place("emulated"), IN_PIECES, ml_dtypes.bfloat16)
+    check(sequence, lambda other: layout if other == name else Layout("TBHWC"))
 
 
 @pytest.mark.parametrize("layout", [USUAL[1], *UNUSUAL[-4:]], ids=str)

@@ -1,6 +1,7 @@
 // A convolution with its bias, forward and backward.
 
 #include "cuda/packed.h"
+#include "cuda/tensor_conv2d.h"
 
 namespace fusecell::cuda {
 namespace {
@@ -83,6 +84,7 @@ void backward(const Conv2dBackward& args, const Conv2dShape& shape, const Launch
 namespace fusecell::backend {
 
 int64_t conv2d_forward_scratch(const Conv2dForward& /*args*/, const Conv2dShape& shape, int /*workers*/) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_conv2d_forward_scratch(shape);
   return cuda::with_storage(shape.dtype, [&](auto s) {
     Arena arena;
     cuda::ForwardPlan<decltype(s)>(shape, arena);
@@ -91,6 +93,7 @@ int64_t conv2d_forward_scratch(const Conv2dForward& /*args*/, const Conv2dShape&
 }
 
 int64_t conv2d_backward_scratch(const Conv2dForward& /*args*/, const Conv2dShape& shape, int /*workers*/) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_conv2d_backward_scratch(shape);
   return cuda::with_storage(shape.dtype, [&](auto s) {
     Arena arena;
     cuda::BackwardPlan<decltype(s)>(shape, arena);
@@ -99,10 +102,12 @@ int64_t conv2d_backward_scratch(const Conv2dForward& /*args*/, const Conv2dShape
 }
 
 void conv2d_forward(const Conv2dForward& args, const Conv2dShape& shape, const Launch& launch) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_conv2d_forward(args, shape, launch);
   cuda::with_storage(shape.dtype, [&](auto s) { cuda::forward<decltype(s)>(args, shape, launch); });
 }
 
 void conv2d_backward(const Conv2dBackward& args, const Conv2dShape& shape, const Launch& launch) {
+  if (on_tensor_cores(shape.algorithm)) return cuda::tensor_conv2d_backward(args, shape, launch);
   cuda::with_storage(shape.dtype, [&](auto s) { cuda::backward<decltype(s)>(args, shape, launch); });
 }
 

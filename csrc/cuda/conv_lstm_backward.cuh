@@ -98,7 +98,7 @@ struct BackwardStepArgs {
 template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) backward_step(const BackwardStepArgs<S> args) {
   using A = Accumulate<S>;
-  FUSECELL_SHARED(S, weights, kWeightBuffers<S>);
+  FUSECELL_SHARED(S, weights, kWeightBuffers);
   FUSECELL_SHARED(A, values, kTileBuffer<S>);
   using Sums = StatisticSums<A>;
   FUSECELL_SHARED(double, warp_squares, kThreads / 32 * Sums::kSquares);

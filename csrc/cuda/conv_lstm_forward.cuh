@@ -101,7 +101,7 @@ struct ForwardStepArgs {
 template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) forward_step(const ForwardStepArgs<S> args) {
   using A = Accumulate<S>;
-  FUSECELL_SHARED(S, weights, kWeightBuffers<S>);
+  FUSECELL_SHARED(S, weights, kWeightBuffers);
   FUSECELL_SHARED(A, values, kTileBuffer<S>);
   const Tile<S> tile = correlate_tile(args.correlate, weights, values);
   const int64_t first = tile.row / 4, left = args.step.cell.channels - first;

@@ -66,7 +66,7 @@ template <class S>
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<S>) correlate(const ConvolutionArgs<S> args) {
   using A = Accumulate<S>;
   constexpr int V = kEndPack<S>;
-  FUSECELL_SHARED(S, weights, kWeightBuffers<S>);
+  FUSECELL_SHARED(S, weights, kWeightBuffers);
   FUSECELL_SHARED(A, values, kTileBuffer<S>);
   const Tile<S> tile = correlate_tile(args.correlate, weights, values);
   const int64_t left = args.rows - tile.row;

@@ -76,9 +76,9 @@ class PackedWeights {
     const bool transposed = layout == Layout::transposed;
     rows_ = transposed ? conv.in_channels : conv.out_channels;
     taps_ = (transposed ? conv.out_channels : conv.in_channels) * conv.taps();
-    group_shift_ = std::max(tile_group_shift(rows_), kLeastGroupShift<S>);
+    group_shift_ = tile_group_shift(rows_);
     padded_rows_ = round_up(rows_, kRowsPerThread << group_shift_);
-    padded_taps_ = round_up(taps_, depth_of_stage<S>(group_shift_));
+    padded_taps_ = round_up(taps_, kDepth);
     packed_ = arena.take<S>(checked_product("scratch", {padded_taps_, padded_rows_}));
     tap_ = arena.take<Tap>(padded_taps_);
     expect_extents(conv);

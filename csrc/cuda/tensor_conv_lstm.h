@@ -14,18 +14,6 @@ void tensor_forward(const ConvLstmForward& args, const ConvLstmShape& shape, con
 void tensor_backward(const ConvLstmBackward& args, const ConvLstmShape& shape, const Launch& launch);
 int64_t tensor_statistics_parts(const ConvLstmShape& shape);
 
-template <class F>
-auto with_tensor_storage(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::float16:
-      return f(float16{});
-    case DType::bfloat16:
-      return f(bfloat16{});
-    default:
-      return f(float{});
-  }
-}
-
 // The launch of one step. overlaps: it may begin before the launch before it has ended, as a step with a state may.
 template <class S>
 void run_tensor_forward_step(const Context& context, bool default_cell, bool overlaps, dim3 grid,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 
 #include "base/arena.h"
 #include "cuda/launch.h"
@@ -14,6 +15,18 @@ namespace fusecell::cuda {
 
 // The types that tensor cores take; float is rounded to TF32.
 #define FUSECELL_FOR_EACH_TENSOR_STORAGE(X) X(float) X(bfloat16) X(float16)
+
+template <class F>
+auto with_tensor_storage(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float16:
+      return f(float16{});
+    case DType::bfloat16:
+      return f(bfloat16{});
+    default:
+      return f(float{});
+  }
+}
 
 // Defined in tensor_convolution.cu.
 template <class S>
@@ -58,6 +71,11 @@ class ReadableImages {
   ReadableImages(bool in_place, int64_t steps, int64_t batch, int64_t channels, int64_t pixels, Arena& arena)
       : in_place_(in_place), batch_(batch), channels_(channels), pixels_(pixels) {
     const int64_t padded = pieces_of<S>(channels) * kPiece<S>;
+    constexpr int64_t kMostChannels = kMostGridRows * kPieces * kPiece<S>;
+    if (channels > kMostChannels) {
+      value_error("x", "at most " + std::to_string(kMostChannels) + " channels on tensor cores",
+                  std::to_string(channels));
+    }
     turned_ = in_place ? nullptr : arena.take<S>(checked_product("scratch", {steps, batch, pixels, padded}));
   }
 

@@ -5,7 +5,6 @@
 #include "cell/gates.h"
 #include "cuda/gather.cuh"
 #include "cuda/packs.cuh"
-#include "cuda/products.cuh"
 
 namespace fusecell::cuda {
 
@@ -14,7 +13,6 @@ constexpr int kGradientTile = 64;                  // rows of dz, and taps
 constexpr int kGradientDepth = 16;                 // pixels of a stage
 constexpr int kGradientPitch = kGradientTile + 4;  // fewer bank conflicts, and still 16-byte aligned
 constexpr int kGradientLoads = kGradientTile * kGradientDepth / kThreads;
-constexpr int kGradientBuffers = 2 * kGradientDepth * kGradientPitch;
 
 template <class S>
 struct WeightGradientArgs {
@@ -28,32 +26,15 @@ struct WeightGradientArgs {
   Accumulate<S>* partial;   // [gridDim.z][rows][count]
 };
 
-// What a block sums: rows and taps from these on, over the pixels of its part.
-struct GradientBlock {
-  int64_t row, tap, first, end;
-};
-
 template <class S>
-FUSECELL_DEVICE GradientBlock gradient_block(const WeightGradientArgs<S>& args) {
-  const int64_t total = args.samples * args.pixels, first = int64_t(blockIdx.z) * args.pixels_per_part;
-  const int64_t end = first + args.pixels_per_part < total ? first + args.pixels_per_part : total;
-  return {int64_t(blockIdx.y) * kGradientTile, int64_t(blockIdx.x) * kGradientTile, first, end};
-}
-
-template <class S>
-FUSECELL_DEVICE void store_gradient(const WeightGradientArgs<S>& args, int64_t row, int64_t tap, Accumulate<S> sum) {
-  if (row < args.rows && tap < args.count) {
-    args.partial[(int64_t(blockIdx.z) * args.rows + row) * args.count + tap] = sum;
-  }
-}
-
-// dz_tile, image_tile: kGradientBuffers shared elements each.
-template <class S>
-FUSECELL_DEVICE void plain_gradient(const WeightGradientArgs<S>& args, Accumulate<S>* dz_tile,
-                                    Accumulate<S>* image_tile) {
+__global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradientArgs<S> args) {
   using A = Accumulate<S>;
   constexpr int kEach = 4;  // a thread's rows, and its taps
-  const auto [row, tap, first, end] = gradient_block(args);
+  FUSECELL_SHARED(A, dz_tile, 2 * kGradientDepth * kGradientPitch);
+  FUSECELL_SHARED(A, image_tile, 2 * kGradientDepth * kGradientPitch);
+  const int64_t row = int64_t(blockIdx.y) * kGradientTile, tap = int64_t(blockIdx.x) * kGradientTile;
+  const int64_t total = args.samples * args.pixels, first = int64_t(blockIdx.z) * args.pixels_per_part;
+  const int64_t end = first + args.pixels_per_part < total ? first + args.pixels_per_part : total;
   const int64_t stages = (end - first + kGradientDepth - 1) / kGradientDepth;
   // Loads: one pixel, kGradientLoads rows and as many taps. Products: 4 rows by 4 taps.
   const int load_pixel = int(threadIdx.x) % kGradientDepth, load_line = int(threadIdx.x) / kGradientDepth;
@@ -114,107 +95,12 @@ FUSECELL_DEVICE void plain_gradient(const WeightGradientArgs<S>& args, Accumulat
   for (int r = 0; r < kEach; ++r) {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      store_gradient(args, row + my_row + r, tap + my_tap + k, sum[r][k]);
-    }
-  }
-}
-
-// The same by tensor cores: rows of dz are a convolution's weights, taps its pixels, and pixels its taps.
-template <class S>
-class TensorGradient {
- public:
-  FUSECELL_DEVICE_METHOD TensorGradient(const WeightGradientArgs<S>& args, S* dz_tile, S* image_tile)
-      : args_(args), block_(gradient_block(args)), dz_tile_(dz_tile), image_tile_(image_tile) {}
-
-  FUSECELL_DEVICE_METHOD void run() {
-    Products products(kTensorGroupShift, kTensorWidthShift);
-    const int64_t stages = (block_.end - block_.first + kDepth - 1) / kDepth;
-    int buffer = 0;
-    for (int64_t next = 0; next <= stages; ++next) {  // loads stage `next` while it multiplies the one before
-      if (next > 0) __syncthreads();
-      if (next < stages) fetch(next);
-      if (next > 0) {
-        const int from = (buffer ^ 1) * kBuffer;
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) products.take(dz_tile_ + from, image_tile_ + from, part);
+      const int64_t at_row = row + my_row + r, at_tap = tap + my_tap + k;
+      if (at_row < args.rows && at_tap < args.count) {
+        args.partial[(int64_t(blockIdx.z) * args.rows + at_row) * args.count + at_tap] = sum[r][k];
       }
-      if (next < stages) put(buffer);
-      buffer ^= 1;
-    }
-    products.for_pairs([&](int row, int tap, const Chunk<float, 2>& sums) {
-      store_gradient(args_, block_.row + row, block_.tap + tap, sums.element[0]);
-      store_gradient(args_, block_.row + row, block_.tap + tap + 1, sums.element[1]);
-    });
-  }
-
- private:
-  using Products = TensorProducts<S, 32>;
-  static constexpr int kTensorGroupShift = 4, kTensorWidthShift = 6;  // 64 rows, and as many taps
-  static constexpr int kDepth = Products::depth(kTensorGroupShift), kBuffer = Products::kWeights;
-  // A warp fetches kDepth neighbouring pixels of one row and of one tap at a time.
-  static constexpr int kLines = kThreads / kDepth, kLoads = kGradientTile / kLines;
-  static_assert(kDepth == 32 && kBuffer == kDepth * kGradientTile);
-  static_assert(2 * kBuffer * int(sizeof(S)) <= kGradientBuffers * int(sizeof(float)));
-
-  FUSECELL_DEVICE_METHOD int pixel() const { return int(threadIdx.x) % kDepth; }
-  FUSECELL_DEVICE_METHOD int line(int i) const { return int(threadIdx.x) / kDepth + i * kLines; }
-  // Of `count` rows or taps from `first` on, where the lines of this thread end.
-  FUSECELL_DEVICE_METHOD int lines(int64_t first, int64_t count) const {
-    const int64_t left = count - first;
-    return left < kGradientTile ? int(left) : kGradientTile;
-  }
-  FUSECELL_DEVICE_METHOD Tap tap(int i) const {
-    return line(i) < lines(block_.tap, args_.count) ? args_.taps[block_.tap + line(i)] : Tap{0, kNowhere, kNowhere};
-  }
-
-  FUSECELL_DEVICE_METHOD void fetch(int64_t stage) {
-    const int64_t at = block_.first + stage * kDepth + pixel(), n = quotient(at, args_.pixels);
-    const int64_t p = at - n * args_.pixels;
-    Column<S> column;  // beyond the end: reads as zero
-    if (at < block_.end) column = column_of(args_.images, args_.geometry, n, p);
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      if (i % 4 == 0) device::keep_loads_apart();
-      image_[i] = gather<false>(column, args_.geometry, tap(i));
-    }
-    // Where the image reads as zero because the step does not take place, dz is zero, too.
-    const int rows = at < block_.end ? lines(block_.row, args_.rows) : 0;
-    const S* dz = args_.dz + (n * args_.rows + block_.row + line(0)) * args_.pixels + p;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i, dz += kLines * args_.pixels) dz_[i] = line(i) < rows ? *dz : S{};
-    if (!args_.images.mask) return;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      if (i % 4 == 0) device::keep_loads_apart();
-      image_[i] = masked(image_[i], column, args_.geometry, tap(i));
     }
   }
-
-  FUSECELL_DEVICE_METHOD void put(int buffer) const {
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int at = buffer * kBuffer + Products::place(pixel() * kGradientTile + line(i), kTensorWidthShift);
-      dz_tile_[at] = dz_[i];
-      image_tile_[at] = image_[i];
-    }
-  }
-
-  const WeightGradientArgs<S>& args_;
-  GradientBlock block_;
-  S *dz_tile_, *image_tile_;
-  S dz_[kLoads], image_[kLoads];
-};
-
-template <class S>
-__global__ void __launch_bounds__(kThreads) weight_gradient(const WeightGradientArgs<S> args) {
-  FUSECELL_SHARED(Accumulate<S>, dz_tile, kGradientBuffers);
-  FUSECELL_SHARED(Accumulate<S>, image_tile, kGradientBuffers);
-  if constexpr (sizeof(S) == 2) {
-    if (device::has_tensor_cores()) {
-      return TensorGradient<S>(args, reinterpret_cast<S*>(dz_tile), reinterpret_cast<S*>(image_tile)).run();
-    }
-  }
-  plain_gradient(args, dz_tile, image_tile);
 }
 
 // ------------------------------------------------------------------------------------------- bias and peepholes
