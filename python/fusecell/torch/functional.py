@@ -11,6 +11,7 @@ from torch import Tensor
 from fusecell._typing import Algorithm, Padding, Pair
 from fusecell.torch import _conv_lstm, _lstm_gates, _options
 from fusecell.torch._operation import cell_dtype
+from fusecell.torch._tensor_cores import algorithm_of_float32
 
 _Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
 State = tuple[Tensor, Tensor]
@@ -82,14 +83,16 @@ def conv_lstm(
         raise ValueError(f'state_dtype: expected None or "input", got {state_dtype!r}')
     if batch_first:
         x = x.transpose(0, 1)
+    h_0, c_0 = (None, None) if hx is None else hx
+    x, weight_ih, weight_hh, bias, peephole, h_0 = _cast(x, weight_ih, weight_hh, bias, peephole, h_0)
+    if algorithm == "auto" and x.dtype == torch.float32:
+        algorithm = algorithm_of_float32(x.device.type)
     options = {
         **_options.convolution(stride, dilation, padding, algorithm),
         **_options.cell(recurrent_activation, activation, slope, relu_at_zero, zoneout),
         "reverse": bool(reverse),
         "truncation": int(truncation),
     }
-    h_0, c_0 = (None, None) if hx is None else hx
-    x, weight_ih, weight_hh, bias, peephole, h_0 = _cast(x, weight_ih, weight_hh, bias, peephole, h_0)
     if c_0 is not None:
         c_0 = c_0.to(cell_dtype(x.dtype))
     masks: _Masks = (dropout_mask, zoneout_mask_h, zoneout_mask_c)
