@@ -347,11 +347,14 @@ def _tensor_core_tiles() -> Iterator[Case]:
     yield Case("conv_lstm", "more pixels than a tile, kernels not square", many, {"lengths": [2, 0, 1]})
 
 
-TF32_CASES = _computed_by(
-    "tf32", (case for case in (*CASES, *_tensor_core_tiles()) if case.op != "lstm_gates" and case.smooth)
-)
-"""The smooth cases of the table that are convolutions, and those that tensor cores' tiles ask for. For GPUs that have
-them (`fusecell._dispatch.tensor_cores`), in float32; a kink is as for bfloat16."""
+_ON_TENSOR_CORES = [case for case in (*CASES, *_tensor_core_tiles()) if case.op != "lstm_gates"]
+
+TENSOR_CORES_CASES = _computed_by("tensor_cores", _ON_TENSOR_CORES)
+"""Every case of the table that is a convolution, and those that tensor cores' tiles ask for: in 16 bits, on GPUs that
+have them (`fusecell._dispatch.tensor_cores`)."""
+
+TF32_CASES = _computed_by("tf32", (case for case in _ON_TENSOR_CORES if case.smooth))
+"""The smooth ones of these, in float32; a kink is as for bfloat16."""
 
 
 # ------------------------------------------------------------------------------------------------ running a case

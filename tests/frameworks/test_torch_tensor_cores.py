@@ -301,6 +301,33 @@ def test_before_the_newer_name(monkeypatch, switch):
     assert _tensor_cores.torch_allows_tf32()
 
 
+WAYS = {
+    "tensor_cores": (torch.bfloat16, {"algorithm": "tensor_cores"}),
+    "auto of 16 bits": (torch.bfloat16, {}),
+    "tf32": (torch.float32, {"algorithm": "tf32"}),
+    "auto of float32": (torch.float32, {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_modules_take_them(way, switch, monkeypatch):
+    switch(True)
+    run, seen = _memory.run, set()
+
+    def spied(function, device, tensors, options, plan):
+        seen.add((function, plan["algorithm"]))
+        run(function, device, tensors, options, plan)
+
+    monkeypatch.setattr(_memory, "run", spied)
+    dtype, options = WAYS[way]
+    stack = ft.ConvLSTM2d(2, 4, 3, num_layers=2, bidirectional=True, dtype=dtype, **options)
+    cell = ft.ConvLSTMCell2d(8, 4, 3, **options).to(dtype)
+    y, _ = stack(torch.randn(3, 2, 2, 5, 6, dtype=dtype))
+    cell(y[-1])[0].sum().backward()
+    name = "tf32" if dtype == torch.float32 else "tensor_cores"
+    assert seen == {("conv_lstm_forward", name), ("conv_lstm_backward", name)}
+
+
 def test_gpus_without_tensor_cores_compute_directly(switch, monkeypatch):
     switch(True)
     monkeypatch.setattr(_dispatch, "tensor_cores", lambda backend: False)
