@@ -19,6 +19,21 @@ from fusecell.selftest import backends
 Options = dict[str, Any]
 
 
+def tensor_cores_are_emulated() -> bool:
+    return "emulated" in backends() and _dispatch.tensor_cores("emulated")
+
+
+@pytest.fixture
+def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each by its name, on a backend that has it."""
+    with _dispatch.using("emulated" if request.param == "tf32" else "cpu"):
+        yield request.param
+
+
+EVERYWHERE = ["auto", "direct", "winograd", "bfloat16", *["tf32"] * tensor_cores_are_emulated()]
+each_algorithm = pytest.mark.parametrize("algorithm", EVERYWHERE, indirect=True)
+
+
 def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
@@ -118,10 +133,6 @@ def test_cuda_has_the_direct_one_alone() -> None:
             ops.conv_lstm_forward(**sequence(), algorithm="winograd")
 
 
-def tensor_cores_are_emulated() -> bool:
-    return "emulated" in backends() and _dispatch.tensor_cores("emulated")
-
-
 @pytest.mark.parametrize("algorithm", ["tensor_cores", "tf32"])
 def test_tensor_cores_where_they_are_not_possible(algorithm: Any) -> None:
     expected = (
@@ -177,7 +188,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
+@each_algorithm
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = runs(monkeypatch)
@@ -192,7 +203,7 @@ def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest
     assert seen == [(way, algorithm) for way in ways]
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
+@each_algorithm
 def test_layers_pass_it_on(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = runs(monkeypatch)
     rng = np.random.default_rng(0)
@@ -226,7 +237,7 @@ def test_winograd_is_another_algorithm() -> None:
         assert all(direct[name] != winograd[name] for name in direct)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
+@each_algorithm
 def test_a_step_and_a_sample_alone_have_the_bits_of_the_sequence(algorithm: Any) -> None:
     """Streaming a forecast frame by frame, or for one place alone, changes nothing."""
     arrays = sequence(5, 7, T=3, B=3)
