@@ -14,8 +14,24 @@ import pytest
 
 import fusecell
 from fusecell import _dispatch, layers, ops
+from fusecell.selftest import backends
 
 Options = dict[str, Any]
+
+
+def tensor_cores_are_emulated() -> bool:
+    return "emulated" in backends() and _dispatch.tensor_cores("emulated")
+
+
+@pytest.fixture
+def algorithm(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each by its name, on a backend that has it."""
+    with _dispatch.using("emulated" if request.param == "tf32" else "cpu"):
+        yield request.param
+
+
+EVERYWHERE = ["auto", "direct", "winograd", "bfloat16", *["tf32"] * tensor_cores_are_emulated()]
+each_algorithm = pytest.mark.parametrize("algorithm", EVERYWHERE, indirect=True)
 
 
 def draw(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -117,6 +133,48 @@ def test_cuda_has_the_direct_one_alone() -> None:
             ops.conv_lstm_forward(**sequence(), algorithm="winograd")
 
 
+@pytest.mark.parametrize("algorithm", ["tensor_cores", "tf32"])
+def test_tensor_cores_where_they_are_not_possible(algorithm: Any) -> None:
+    expected = (
+        'algorithm: expected "auto" or "direct" (tensor_cores takes 16-bit arrays, tf32 float32 ones, on GPUs from '
+        f'compute capability 8.0 on), got "{algorithm}" with '
+    )
+    for call, arrays in ((ops.conv_lstm_forward, sequence()), (ops.conv2d_forward, convolution())):
+        with pytest.raises(ValueError, match=f"^{re.escape(expected)}no such GPU$"):
+            call(**arrays, algorithm=algorithm)
+    if not tensor_cores_are_emulated():
+        return
+    wrong = {"tensor_cores": (np.float32, np.float64), "tf32": (np.float16, np.float64)}[algorithm]
+    for dtype in wrong:
+        with (
+            _dispatch.using("emulated"),
+            pytest.raises(ValueError, match=f"^{re.escape(expected)}{np.dtype(dtype).name}( arrays)?$"),
+        ):
+            ops.conv_lstm_forward(**sequence(dtype=dtype), algorithm=algorithm)
+
+
+@pytest.mark.skipif(not tensor_cores_are_emulated(), reason="not a test build whose kernels take tensor cores")
+def test_auto_on_a_gpu() -> None:
+    """16 bits on tensor cores; float32 in TF32 only by name, as arrays have no switch of a framework."""
+    with _dispatch.using("emulated"):
+        assert chosen("conv_lstm", sequence(dtype=np.float16)) == "tensor_cores"
+        assert chosen("conv_lstm", sequence(dtype=np.float16), algorithm="direct") == "direct"
+        assert chosen("conv_lstm", sequence()) == chosen("conv_lstm", sequence(dtype=np.float64)) == "direct"
+        assert chosen("conv_lstm", sequence(), algorithm="tf32") == "tf32"
+
+
+@pytest.mark.skipif(not tensor_cores_are_emulated(), reason="not a test build whose kernels take tensor cores")
+def test_tf32_is_another_algorithm() -> None:
+    """What the tables cannot see: that the option has an effect at all, and on how much of what is read."""
+    with _dispatch.using("emulated"):
+        direct, tf32 = (gradients_and_outputs(sequence(8, 8), name) for name in ("direct", "tf32"))
+        assert all(direct[name] != tf32[name] for name in direct)
+        # Where there is nothing to be rounded, the same sums: x and weights of 10 bits and no state.
+        short = {name: a.astype(np.float16).astype(np.float32) for name, a in sequence(4, 8, T=1).items()}
+        exact, rounded = (ops.conv_lstm_forward(**short, algorithm=name)[0] for name in ("direct", "tf32"))
+        np.testing.assert_allclose(rounded, exact, rtol=1e-5, atol=1e-6)
+
+
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """A list that fills with the core's functions as they are called, and the algorithm that each is told."""
     seen: list[tuple[str, str]] = []
@@ -130,7 +188,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
+@each_algorithm
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = runs(monkeypatch)
@@ -145,7 +203,7 @@ def test_backward_does_as_forward(algorithm: Any, save: Any, monkeypatch: pytest
     assert seen == [(way, algorithm) for way in ways]
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
+@each_algorithm
 def test_layers_pass_it_on(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = runs(monkeypatch)
     rng = np.random.default_rng(0)
@@ -179,7 +237,7 @@ def test_winograd_is_another_algorithm() -> None:
         assert all(direct[name] != winograd[name] for name in direct)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "winograd", "bfloat16"])
+@each_algorithm
 def test_a_step_and_a_sample_alone_have_the_bits_of_the_sequence(algorithm: Any) -> None:
     """Streaming a forecast frame by frame, or for one place alone, changes nothing."""
     arrays = sequence(5, 7, T=3, B=3)

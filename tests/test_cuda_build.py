@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from fusecell import info
+from fusecell import _dispatch, info
 
 ROOT = Path(__file__).parent.parent
 
@@ -179,6 +179,7 @@ def gpu_text(monkeypatch: pytest.MonkeyPatch, driver: int, devices: list[dict[st
     module = ModuleType("fusecell._cuda")
     vars(module).update(build_info=lambda: {"runtime": 13000, "driver": driver}, devices=lambda: devices)
     monkeypatch.setitem(sys.modules, "fusecell._cuda", module)
+    monkeypatch.setattr(_dispatch, "tensor_cores", lambda backend: True)
     return "\n".join(f"{name} {value}" for name, value in info.report())
 
 

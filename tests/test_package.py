@@ -8,6 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,20 @@ def test_info_names_the_kernels_and_the_threads() -> None:
     assert report["fusecell"] == fusecell.__version__
     assert report["CPU kernels"].split()[0] in _dispatch.build_info()["isas_usable"]
     assert report["threads"].startswith(f"{fusecell.get_num_threads()} ")
+
+
+def test_info_says_how_float32_tensors_are_computed_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "fusecell.torch._tensor_cores"
+    for has, allowed, expected in (
+        (True, None, "on a GPU in TF32 unless torch.backends.cudnn.allow_tf32 is set to False"),
+        (True, True, "on a GPU in TF32 unless"),
+        (True, False, "on a GPU in full: torch.backends.cudnn.allow_tf32,"),
+        (False, True, "on a GPU in full: TF32 needs GPUs of compute capability 8.0 or more"),
+    ):
+        loaded = None if allowed is None else types.SimpleNamespace(torch_allows_tf32=lambda answer=allowed: answer)
+        monkeypatch.setitem(sys.modules, module, loaded)  # type: ignore[arg-type]
+        monkeypatch.setattr(_dispatch, "tensor_cores", lambda backend, answer=has: answer)
+        assert dict(info.report())["  float32"].startswith(expected)
 
 
 def test_selftest_fails_when_an_op_is_wrong(

@@ -338,6 +338,25 @@ BFLOAT16_CASES = _computed_by("bfloat16", filter(_takes_bfloat16, (*CASES, *_bfl
 float32, where `fusecell._dispatch.amx()` is "usable" or "emulated"."""
 
 
+def _tensor_core_tiles() -> Iterator[Case]:
+    """What copies of 4 channels, groups of 16 of them and tiles of 256 pixels ask for beyond the table."""
+    for inputs, channels in ((8, 8), (16, 16), (12, 20), (33, 31)):
+        few = {"C": channels, "I": inputs, "H": 7, "W": 10, "T": 2, "k": 3, "kh": 3}
+        yield Case("conv_lstm", f"{inputs} inputs, {channels} channels", few)
+    many = {"C": 8, "I": 4, "H": 9, "W": 31, "T": 2, "B": 3, "k": (2, 5), "kh": (5, 2), "peephole": "pixel"}
+    yield Case("conv_lstm", "more pixels than a tile, kernels not square", many, {"lengths": [2, 0, 1]})
+
+
+_ON_TENSOR_CORES = [case for case in (*CASES, *_tensor_core_tiles()) if case.op != "lstm_gates"]
+
+TENSOR_CORES_CASES = _computed_by("tensor_cores", _ON_TENSOR_CORES)
+"""Every case of the table that is a convolution, and those that tensor cores' tiles ask for: in 16 bits, on GPUs that
+have them (`fusecell._dispatch.tensor_cores`)."""
+
+TF32_CASES = _computed_by("tf32", (case for case in _ON_TENSOR_CORES if case.smooth))
+"""The smooth ones of these, in float32; a kink is as for bfloat16."""
+
+
 # ------------------------------------------------------------------------------------------------ running a case
 Results = dict[str, Array]
 
@@ -361,11 +380,13 @@ class Tolerance(NamedTuple):
 # steps of them. Winograd: float64 shows that the algebra is right, float32 keeps to the bounds that are promised.
 # bfloat16: two factors that err by 2^-8 of themselves at most make a product that errs by 2^-7, and the steps of a
 # sequence add up to twice that (over four seeds the table showed 0.011 at most; where nothing has to be rounded,
-# tests/test_bfloat16.py asks for float32's own).
+# tests/test_bfloat16.py asks for float32's own). tf32: two factors that err by 2^-11 make a product that errs by 2^-10,
+# and the steps again twice that (over three seeds the table showed 0.0014 at most, and it allows 0.00195).
 TOLERANCE = {
     "direct": {"float64": Tolerance(1e-13, 1e-13), "float32": Tolerance(5e-6, 5e-6)},
     "winograd": {"float64": Tolerance(1e-10, 1e-10), "float32": Tolerance(2e-5, 1e-4)},
     "bfloat16": {"float32": Tolerance(2.0**-6, 2.0**-6)},
+    "tf32": {"float32": Tolerance(2.0**-9, 2.0**-9)},
 }
 
 OUTPUTS = {"conv_lstm": ("y", "h_n", "c_n"), "lstm_gates": ("h", "c"), "conv2d": ("y",), "rnn": ("y", "h_n")}

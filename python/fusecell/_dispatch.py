@@ -154,6 +154,17 @@ def amx() -> str:
     return _cpu.amx()
 
 
+@functools.cache
+def tensor_cores(backend: str) -> bool:
+    """Whether its kernels take tensor cores: on all GPUs of this machine (or if there is none), or on no one. The plan
+    of one pixel says so. Raises NoCudaKernelsError."""
+    if backend == "cpu":
+        return False
+    shapes = {"x": (1, 1, 1, 1, 1), "weight_ih": (4, 1, 1, 1), "weight_hh": (4, 1, 1, 1)}
+    inputs: dict[str, Descriptor] = {name: (0, shape, "bfloat16") for name, shape in shapes.items()}
+    return bool(plan("conv_lstm", place(backend), inputs, {})["channels_last"])
+
+
 def build_info() -> dict[str, Any]:
     """What was built and what this machine uses of it: version, compiler, instruction sets, default threads."""
     return dict(_cpu.build_info())
@@ -186,7 +197,8 @@ def empty_channels_last(shape: tuple[int, ...], dtype: Any, place: Place) -> Arr
     """The same of [..., C, H, W] with neighbouring channels."""
     *outer, c, h, w = shape
     array = empty((*outer, h, w, c), dtype, place)
-    return place.namespace.moveaxis(array, -1, -3)
+    turned: Array = place.namespace.moveaxis(array, -1, -3)
+    return turned
 
 
 def _poisoned(array: Array) -> Array:
@@ -201,7 +213,7 @@ def pointer(array: Any) -> int:
 
 
 def describe(array: Array) -> Descriptor:
-    """The descriptor of an array that is contiguous already, or has channels last, as `empty_channels_last` makes it."""
+    """The descriptor of an array that is contiguous already, or channels last as `empty_channels_last` makes it."""
     if not array.flags.c_contiguous and array.ndim >= 3 and array.size:
         strides = tuple(stride // array.itemsize for stride in array.strides)
         if _is_channels_last(array.shape, strides):

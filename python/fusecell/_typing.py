@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 Pair = int | tuple[int, int]
 """One number for both axes, or (height, width)."""
 
-Algorithm = Literal["auto", "direct", "winograd", "bfloat16"]
+Algorithm = Literal["auto", "direct", "winograd", "bfloat16", "tensor_cores", "tf32"]
 """How convolutions are computed: docs/cell.md, "Algorithms"."""
 
 Padding = str | int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]

@@ -77,6 +77,21 @@ def _torch_line() -> str:
         return "not installed: fusecell.torch needs it"
 
 
+def _float32_line() -> str:
+    """How convolutions of float32 tensors are computed on a GPU. A new process has torch's switch as it is at first."""
+    needs = "TF32 needs GPUs of compute capability 8.0 or more"
+    try:
+        possible = _dispatch.tensor_cores("cuda")
+    except RuntimeError:  # no kernels, or a driver too old to say what is there
+        possible = True
+    if not possible:
+        return f"on a GPU in full: {needs}, and not every one here is"
+    loaded = sys.modules.get("fusecell.torch._tensor_cores")
+    if loaded is not None and not loaded.torch_allows_tf32():
+        return "on a GPU in full: torch.backends.cudnn.allow_tf32, or conv.fp32_precision there, says so"
+    return f"on a GPU in TF32 unless torch.backends.cudnn.allow_tf32 is set to False; {needs}"
+
+
 _AMX = {
     "usable": 'for algorithm="bfloat16", where it is asked for',
     "emulated": 'emulated for tests (FUSECELL_EMULATE_AMX): algorithm="bfloat16" is slow',
@@ -101,6 +116,7 @@ def report() -> list[tuple[str, str]]:
         ("  AMX", _AMX[_dispatch.amx()]),
         ("threads", f"{fusecell.get_num_threads()} (default {build['default_num_threads']}: affinity and quota)"),
         ("PyTorch", _torch_line()),
+        ("  float32", _float32_line()),
         ("poison mode", "on (FUSECELL_POISON)" if _dispatch.POISON else "off"),
         *_gpu_lines(),
     ]

@@ -18,6 +18,7 @@ from fusecell._cases import (
     BFLOAT16_CASES,
     CASES,
     RNN_CASES,
+    TF32_CASES,
     TOLERANCE,
     WINOGRAD_CASES,
     Case,
@@ -152,6 +153,8 @@ def rows(names: Collection[str]) -> Iterator[Row]:
             table["rnn"] = list(RNN_CASES)
             table["winograd"] = list(WINOGRAD_CASES)
             table["bfloat16"] = list(BFLOAT16_CASES) if _dispatch.amx() in ("usable", "emulated") else []
+        elif _dispatch.tensor_cores(backend):
+            table["tf32"] = list(TF32_CASES)
         for dtype in ("float64", "float32"):
             for op, cases in table.items():
                 if not cases or dtype not in TOLERANCE[cases[0].algorithm]:

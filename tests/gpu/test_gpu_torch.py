@@ -69,6 +69,33 @@ def test_the_numbers(dtype: Any, options: dict[str, Any]) -> None:
         assert error <= TOLERANCE[dtype]
 
 
+def test_float32_follows_torchs_switch_for_tf32() -> None:
+    if torch.cuda.get_device_capability(GPU) < (8, 0):
+        pytest.skip("needs a GPU with tensor cores that take TF32")
+    given = {name: t.to(GPU) for name, t in arguments(torch.float32).items()}
+    found = []
+    for allowed in (False, True):
+        torch.backends.cudnn.allow_tf32 = allowed
+        expected = outputs_and_gradients(fused, given, algorithm="tf32" if allowed else "direct")
+        found.append(outputs_and_gradients(fused, given))
+        assert all(map(torch.equal, found[-1], expected))
+    for exact, rounded in zip(*found, strict=True):
+        error = (rounded - exact).abs().max() / exact.abs().max()
+        assert 0 < error < 2.0**-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_tensor_cores_keep_lies_channels_last(dtype: Any) -> None:
+    given = {name: t.to(GPU).requires_grad_() for name, t in arguments(dtype).items()}
+    y, *_ = fused(*given.values())
+    c, gates = y.grad_fn.saved_tensors[-2:]
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake, *_ = fused(*(mode.from_tensor(t) for t in given.values()))
+    fake_c, fake_gates = fake.grad_fn.saved_tensors[-2:]
+    assert (c.stride(), gates.stride()) == (fake_c.stride(), fake_gates.stride())
+    assert (gates.stride(-3) == 1) == (torch.cuda.get_device_capability(GPU) >= (8, 0))
+
+
 def test_the_same_bits_in_every_layout() -> None:
     given = {name: t.to(GPU) for name, t in arguments(torch.float32).items()}
     expected = outputs_and_gradients(fused, given)

@@ -85,11 +85,13 @@ def conv_lstm_forward(
     makes the gates again in backward, with the same bits; None keeps nothing.
 
     algorithm, of both convolutions, forward and backward: "auto" is Winograd's for float32 and 3x3 or 5x5 kernels (the
-    same for both) at stride 1 and dilation 1, on the CPU and where it pays, else the direct one; it errs by at most
-    2e-5 of a convolution's largest output, gradients by 1e-4 after 20 steps, and a pixel that is infinite or NaN
-    spoils the outputs of the 6x6 tiles it lies in. "direct" errs by rounding alone; "winograd" is taken wherever it is
-    possible, in float64 too. "bfloat16", not yet run on real AMX, rounds what the convolutions read to bfloat16
-    and sums in float32: for float32, stride 1 and dilation 1, and processors with AMX. See docs/cell.md.
+    same for both) at stride 1 and dilation 1, on the CPU and where it pays; tensor cores for 16 bits, on GPUs from
+    compute capability 8.0 on; else the direct one. Winograd's errs by at most 2e-5 of a convolution's largest output,
+    gradients by 1e-4 after 20 steps, and a pixel that is infinite or NaN spoils the outputs of the 6x6 tiles it lies
+    in. "direct" errs by rounding alone; "winograd" is taken wherever it is possible, in float64 too. "bfloat16", not
+    yet run on real AMX, rounds what the convolutions read to bfloat16 and sums in float32: for float32, stride 1 and
+    dilation 1, and processors with AMX. "tensor_cores" (16 bits) and "tf32" (float32, of which the convolutions read 10
+    bits of mantissa) sum in float32, on such GPUs. See docs/cell.md.
 
     Returns y [T, B, C, H, W] (0 at steps beyond a sample's length), h_n and c_n [B, C, H, W], and what backward needs.
     Raises TypeError, ValueError.

@@ -58,6 +58,11 @@ def joined(frames: list[Tensor], axis: int) -> Tensor:
     return (torch.stack(turned) if axis == 0 else torch.cat(turned, -1)).movedim(-1, -3)
 
 
+def with_channels_last(frames: Tensor) -> Tensor:
+    """The tensor itself where it is [..., H, W, C] in memory, else a copy that is."""
+    return frames.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
 def addressable(frames: Tensor) -> Tensor:
     """The tensor itself where H and W are one run of pixels at a constant stride, else a contiguous copy."""
     h, w = frames.shape[-2:]

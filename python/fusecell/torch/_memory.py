@@ -19,6 +19,8 @@ _NAMES = {
     torch.uint8: "uint8",
 }
 
+HALF = (torch.bfloat16, torch.float16)
+
 Descriptors = dict[str, tuple[Any, ...]]
 
 

@@ -18,12 +18,10 @@ from fusecell.torch._layout import addressable
 from fusecell.torch._library import AutogradKernel, Given, Tensors, define, second_order
 from fusecell.torch._options import parsed
 
-HALF = (torch.bfloat16, torch.float16)
-
 
 def cell_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of c: float32 where h is of 16 bits."""
-    return torch.float32 if dtype in HALF else dtype
+    return torch.float32 if dtype in _memory.HALF else dtype
 
 
 def nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -100,7 +98,9 @@ class Operation(ABC):
         outputs = ", ".join(f"Tensor {name}" for name in results)
         return f"{self.name}{suffix}({arguments}, str options, {last}) -> ({outputs})"
 
-    def _placed(self, given: Given) -> Given:
+    def _placed(self, given: Given, options: Mapping[str, Any]) -> Given:
+        """The tensors as the core takes them: copies of those that do not lie so."""
+        del options
         return {
             name: t if t is None else addressable(t) if name in self.as_they_lie else t.contiguous()
             for name, t in given.items()
@@ -128,7 +128,8 @@ class Operation(ABC):
         return tuple(t if name in self.wide else t.to(first.dtype) for name, t in results)
 
     def _run(self, given: Given, options: str, save: str) -> Tensors:
-        placed, core, device = self._placed(given), parsed(options), self._device(given)
+        core, device = parsed(options), self._device(given)
+        placed = self._placed(given, core)
         described = _memory.describe_all(placed, device)
         plan = _dispatch.plan(self.name, _memory.place_of(device), described, core, options)
         outputs = self.allocate(given, self.shapes(given, plan), save)
@@ -155,7 +156,8 @@ class Operation(ABC):
 
     def _run_backward(self, given: Given, options: str, needs: list[bool]) -> Tensors:
         device, core = self._device(given), parsed(options)
-        given = self._placed({name: None if name in self.saved and _is_nothing(t) else t for name, t in given.items()})
+        there = {name: None if name in self.saved and _is_nothing(t) else t for name, t in given.items()}
+        given = self._placed(there, core)
         gradients = self._gradients(given, needs)
         # Without strict: the probe's, the last of both, is made below.
         results = {f"d{name}": d for name, d, needed in zip(self.inputs, gradients, needs, strict=False) if needed}
@@ -187,7 +189,8 @@ class Operation(ABC):
         return (*made, torch.empty(steps, dtype=torch.float64, device=first.device))
 
     def _fake_backward(self, *args: Any) -> Tensors:
-        return self._gradients(self._placed(dict(zip(self.backward_names, args[:-2], strict=True))), args[-1])
+        given = dict(zip(self.backward_names, args[:-2], strict=True))
+        return self._gradients(self._placed({name: given[name] for name in self.inputs}, parsed(args[-2])), args[-1])
 
 
 # ------------------------------------------------------------------------------------------------------------ autograd
@@ -253,7 +256,7 @@ _said_so = False
 def _widens(first: Tensor) -> bool:
     """Whether a dtype has no kernels on its device, so that the call is computed in float32. Says so once."""
     global _said_so
-    if first.dtype not in HALF or first.device.type != "cpu":
+    if first.dtype not in _memory.HALF or _memory.place_of(first.device).backend != "cpu":
         return False
     if not _said_so:
         _said_so = True
@@ -272,7 +275,7 @@ def _level_of_the_caller() -> int:
 
 
 def _widened(given: Given) -> Given:
-    return {name: t.float() if t is not None and t.dtype in HALF else t for name, t in given.items()}
+    return {name: t.float() if t is not None and t.dtype in _memory.HALF else t for name, t in given.items()}
 
 
 def _is_nothing(tensor: Tensor | None) -> bool:

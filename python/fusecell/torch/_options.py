@@ -5,9 +5,13 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
+
+from fusecell._typing import Algorithm
 
 Options = dict[str, Any]
+
+_ALGORITHMS = get_args(Algorithm)
 
 
 def pair(name: str, value: Any) -> tuple[int, int]:
@@ -21,8 +25,9 @@ def pair(name: str, value: Any) -> tuple[int, int]:
 
 def convolution(stride: Any, dilation: Any, padding: Any, algorithm: Any) -> Options:
     """How the input is convolved, and by which algorithm the state is, too. Raises TypeError, ValueError."""
-    if algorithm not in ("auto", "direct", "winograd", "bfloat16"):
-        raise ValueError(f'algorithm: expected "auto", "direct", "winograd" or "bfloat16", got {algorithm!r}')
+    if algorithm not in _ALGORITHMS:
+        names = ", ".join(f'"{name}"' for name in _ALGORITHMS[:-1])
+        raise ValueError(f'algorithm: expected {names} or "{_ALGORITHMS[-1]}", got {algorithm!r}')
     options: Options = {
         "stride": pair("stride", stride), "dilation": pair("dilation", dilation), "algorithm": algorithm
     }  # fmt: skip
@@ -65,7 +70,7 @@ def output_extent(extent: Any, kernel: int, axis: int, options: Mapping[str, Any
 # ------------------------------------------------------------------------------------------------------ text and back
 # To be counted up when outputs come to lie otherwise in memory: torch.compile keeps graphs on disk, knows them by their
 # operators' arguments, and would take one that an older fusecell made.
-_LAYOUT = "layout=1"
+_LAYOUT = "layout=2"
 _PAIRS = {"stride", "dilation", "pad_h", "pad_w"}
 _NUMBERS = {"slope", "relu_at_zero", "zoneout_h", "zoneout_c"}
 
@@ -82,7 +87,7 @@ def as_text(options: Options) -> str:
 @functools.lru_cache(maxsize=1024)
 def parsed(text: str) -> Options:
     """The options that `as_text` wrote. Not to be changed: the same dict comes back for the same text."""
-    return dict(_item(*item.split("=", 1)) for item in text.split(" ") if item != _LAYOUT)
+    return dict(_item(*item.split("=", 1)) for item in text.split(" ") if not item.startswith("layout="))
 
 
 def _item(name: str, value: str) -> tuple[str, Any]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import utils
 
 from fusecell.torch import _memory
-from fusecell.torch._operation import HALF
 
 Parameters: TypeAlias = "Tensor | Iterable[Tensor]"
 
@@ -74,7 +73,7 @@ def clip_grad_value_(parameters: Parameters, clip_value: float, foreach: bool | 
 def _is_fused(gradient: Tensor) -> bool:
     if type(gradient) is not Tensor or gradient.layout != torch.strided or not gradient.is_floating_point():
         return False
-    return gradient.device.type == "cuda" or (gradient.device.type == "cpu" and gradient.dtype not in HALF)
+    return gradient.device.type == "cuda" or (gradient.device.type == "cpu" and gradient.dtype not in _memory.HALF)
 
 
 def _by_device(gradients: Sequence[Tensor]) -> dict[torch.device, list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fusecell._typing import Algorithm, Padding, Pair
 from fusecell.torch import _conv_lstm, _lstm_gates, _options
 from fusecell.torch._operation import cell_dtype
+from fusecell.torch._tensor_cores import algorithm_of_float32
 
 _Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
 State = tuple[Tensor, Tensor]
@@ -62,12 +63,16 @@ def conv_lstm(
     dtype, 0 and 1 / (1 - rate), one for all steps.
 
     algorithm, of both convolutions, forward and backward: "auto" is Winograd's for float32 and 3x3 or 5x5 kernels (the
-    same for both) at stride 1 and dilation 1, on the CPU and where it pays, else the direct one; it errs by at most
-    2e-5 of a convolution's largest output, gradients by 1e-4 after 20 steps, and a pixel that is infinite or NaN
-    spoils the outputs of the 6x6 tiles it lies in. "direct" errs by rounding alone; "winograd" is taken wherever it is
-    possible, in float64 too. "bfloat16", not yet run on real AMX, rounds what the convolutions read to bfloat16
-    and sums in float32: for float32, stride 1 and dilation 1, and processors with AMX. Second derivatives are torch's
-    own and know none of them.
+    same for both) at stride 1 and dilation 1, on the CPU and where it pays; tensor cores for 16 bits, on GPUs from
+    compute capability 8.0 on; for float32 on them TF32 if torch's own convolutions may take it
+    (`torch.backends.cudnn.allow_tf32`, or `conv.fp32_precision` there) when forward is called, or traced: torch.compile
+    and export keep what they saw, and backward does as its forward. Else the direct one. Winograd's errs by at most
+    2e-5 of a convolution's largest output, gradients by 1e-4 after 20 steps, and a pixel that is infinite or NaN spoils
+    the outputs of the 6x6 tiles it lies in. "direct" errs by rounding alone; "winograd" is taken wherever it is
+    possible, in float64 too. "bfloat16", not yet run on real AMX, rounds what the convolutions read to bfloat16 and
+    sums in float32: for float32, stride 1 and dilation 1, and processors with AMX. "tensor_cores" (16 bits) and "tf32"
+    (float32, of which the convolutions read 10 bits of mantissa) sum in float32, on such GPUs. Second derivatives are
+    torch's own and know none of them. See docs/cell.md.
 
     probe: a float64 tensor [T, 9] that requires a gradient and changes nothing. What backward gives as its gradient is
     what each step was like, the columns of `fusecell.ops.STEP_STATISTICS`: norms of dL/dh and dL/dc, what is not
@@ -82,14 +87,16 @@ def conv_lstm(
         raise ValueError(f'state_dtype: expected None or "input", got {state_dtype!r}')
     if batch_first:
         x = x.transpose(0, 1)
+    h_0, c_0 = (None, None) if hx is None else hx
+    x, weight_ih, weight_hh, bias, peephole, h_0 = _cast(x, weight_ih, weight_hh, bias, peephole, h_0)
+    if algorithm == "auto" and x.dtype == torch.float32:
+        algorithm = algorithm_of_float32(x.device.type)
     options = {
         **_options.convolution(stride, dilation, padding, algorithm),
         **_options.cell(recurrent_activation, activation, slope, relu_at_zero, zoneout),
         "reverse": bool(reverse),
         "truncation": int(truncation),
     }
-    h_0, c_0 = (None, None) if hx is None else hx
-    x, weight_ih, weight_hh, bias, peephole, h_0 = _cast(x, weight_ih, weight_hh, bias, peephole, h_0)
     if c_0 is not None:
         c_0 = c_0.to(cell_dtype(x.dtype))
     masks: _Masks = (dropout_mask, zoneout_mask_h, zoneout_mask_c)

@@ -177,7 +177,7 @@ class ConvLSTM2d(_Cells):
     mask for all steps. zoneout: the rates of (h, c). truncation k > 0 detaches the state that enters every k-th step.
     recompute keeps no gates for backward and makes them again: the same bits, a third of the memory. state_dtype:
     "input" gives c the input's dtype where that is of 16 bits; by default c stays float32. algorithm: "auto", "direct",
-    "winograd" or "bfloat16", of all convolutions, as `fusecell.torch.conv_lstm` has it.
+    "winograd", "bfloat16", "tensor_cores" or "tf32", of all convolutions, as `fusecell.torch.conv_lstm` has it.
 
     Parameters: weight_ih_l0 [4C, Cin, kh, kw], weight_hh_l0 [4C, C, kh, kw], bias_l0, peephole_l0, and so on;
     `_reverse` is appended for the other direction. One bias: a state_dict's bias_ih_l0 and bias_hh_l0 are added.

@@ -39,7 +39,7 @@ def convert(
 
     example: arguments for one call of the model, made on a copy of it, from which the shapes are learnt that its
     modules are called with; without it they are guessed from the parameters. algorithm: as `conv_lstm` has it, for all
-    that is replaced; "winograd", which not every cell can take, is none of a model. verbose prints the report.
+    that is replaced; those that not every cell can take are none of a model. verbose prints the report.
 
     Returns the report: what was replaced, and what was kept for which reason. Raises TypeError for an example that is
     no tuple, ValueError for another algorithm; what the model raises on the example comes through.
