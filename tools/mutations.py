@@ -264,7 +264,7 @@ _TENSOR = [
     *_in(
         "tensor_correlate", "cuda/tensor_tile.cuh",
         ("with 3 buffers one stage too few is waited for", "copy_async_wait<1>();", "copy_async_wait<2>();"),
-        ("with 4 buffers one stage too few is waited for", "copy_async_wait<2>();", "copy_async_wait<3>();"),
+        ("with 2 buffers one stage too few is waited for", "copy_async_wait<0>();", "copy_async_wait<1>();"),
         ("a stage's copies are not committed", "loader.start(stage + ahead, next); device::copy_async_commit();",
          "loader.start(stage + ahead, next);"),
         killer="late copies",
