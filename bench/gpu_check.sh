@@ -2,6 +2,7 @@
 # Everything that needs a GPU, in one call: less than 9 minutes, and no network.
 #
 #   bench/gpu_check.sh FOLDER [training]
+#   FUSECELL_HOPPER=on bench/gpu_check.sh FOLDER2 training     the same with Hopper's own instructions
 #
 # Builds fusecell for the GPU of this machine, beside any other installation; then, at the same time, the tests and
 # compute-sanitizer; then, alone, the benchmark. A step that fails or takes too long does not stop the next ones.
@@ -120,6 +121,8 @@ tests() {
     -p no:cacheprovider -o faulthandler_timeout=60 -k 'gpu or cuda' tests/gpu tests/test_cases.py \
     tests/test_half_precision.py tests/test_activations.py tests/test_clipping.py tests/test_updates.py ||
     ((failed += 1))
+  FUSECELL_HOPPER=on PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 step hopper "$checks_end" 100 tests.log "$python" -m pytest -q \
+    -W default -p no:cacheprovider -o faulthandler_timeout=60 -k 'cuda' tests/test_half_precision.py || ((failed += 1))
   return "$failed"
 }
 

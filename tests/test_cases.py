@@ -45,15 +45,20 @@ ON_EACH_BACKEND = [(name, case) for name in backends() for case in CASES]
 ON_EACH_BACKEND += [
     ("cpu", case) for case in (*WINOGRAD_CASES, *BFLOAT16_CASES, *RNN_CASES)
 ]  # which the CPU alone knows
-ON_EACH_BACKEND += [(name, case) for name in backends() if _dispatch.tensor_cores(name) for case in TF32_CASES]
-IDS = [f"{name}-{case}" for name, case in ON_EACH_BACKEND]
-every_case = pytest.mark.parametrize(
-    ("backend", "case"), ON_EACH_BACKEND, ids=IDS, indirect=["backend"], scope="session"
-)
+IN_TF32 = [(name, case) for name in backends() if _dispatch.tensor_cores(name) for case in TF32_CASES]
+
+
+def each(pairs: list[tuple[str, Case]]) -> pytest.MarkDecorator:
+    ids = [f"{name}-{case}" for name, case in pairs]
+    return pytest.mark.parametrize(("backend", "case"), pairs, ids=ids, indirect=["backend"], scope="session")
+
+
+# Emulated tensor cores take their time: some of the table, but for the comparison with the reference.
+every_case = each([*ON_EACH_BACKEND, *IN_TF32[::4]])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@every_case
+@each([*ON_EACH_BACKEND, *IN_TF32])
 def test_against_the_reference(backend: Any, case: Case, dtype: type) -> None:
     arguments = case.arguments(seeded(case), dtype)
     name = np.dtype(dtype).name

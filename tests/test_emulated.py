@@ -95,8 +95,8 @@ def wide(results: Results) -> Results:
     return {name: a.astype(np.float64) for name, a in results.items()}
 
 
-@every_type
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+# Each in one of the types, by turns: test_cases.py and test_half_precision.py compare them all with the reference.
+@pytest.mark.parametrize(("case", "dtype"), zip(CONVOLUTIONS, itertools.cycle(ON_TENSOR_CORES)), ids=str)
 def test_tensor_cores_give_what_the_direct_path_gives(case: Case, dtype: Any) -> None:
     arguments = narrowed(case, dtype)
     direct, without = run_by(case, arguments, "direct")
@@ -108,6 +108,32 @@ def test_tensor_cores_give_what_the_direct_path_gives(case: Case, dtype: Any) ->
     late, again = run_by(case, arguments, ON_TENSOR_CORES[dtype], "copies=late,order=random,seed=2")
     assert same_bits(late, got)
     assert again == products
+
+
+@pytest.fixture
+def hopper() -> Iterator[Any]:
+    yield _emulated.want_hopper
+    _emulated.want_hopper(False)
+
+
+# Tiles of 256 pixels and of 128 times 128, a last one of each that is not full, and a small tile.
+@pytest.mark.parametrize("shape", [(1, 3, 5, 15, 20), (1, 8, 40, 5, 6), (2, 3, 24, 9, 13), (1, 3, 5, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_hopper_has_the_bits_of_its_portable_twin(shape: tuple[int, ...], dtype: Any, hopper: Any) -> None:
+    """Only here, where both add in the order of K."""
+    names = ("B", "I", "C", "H", "W")
+    case = Case(
+        "conv_lstm", "as large as it must be", {"T": 2, "k": 3, "kh": 3, **dict(zip(names, shape, strict=True))}
+    )
+    arguments, counts = narrowed(case, dtype), []
+    portable, _ = run_by(case, arguments, "tensor_cores")
+    hopper(True)
+    for manner in ("", "copies=late,order=random,seed=3"):
+        got, _ = run_by(case, arguments, "tensor_cores", manner)
+        counts.append(_emulated.statistics()["warpgroup_products"])
+        assert same_bits(got, portable)
+    assert counts[0] == counts[1]
+    assert (counts[0] > 0) == (shape != (1, 3, 5, 4, 5))
 
 
 def up(n: int, by: int) -> int:

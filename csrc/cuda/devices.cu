@@ -1,13 +1,9 @@
 #include "cuda/devices.h"
 
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
 #include "cuda/launch.h"
-#if defined(FUSECELL_EMULATED)
-#include "emulation/controls.h"
-#endif
 
 namespace fusecell::cuda {
 namespace {
@@ -76,15 +72,14 @@ namespace {
 
 // Of all GPUs or none: which one a call is for is not known where its plan is made.
 bool tensor_cores() {
-#if defined(FUSECELL_EMULATED)
-  return fusecell::emulation::controls().tensor_cores;
-#else
-  static const bool everywhere = [] {
-    const auto devices = fusecell::cuda::devices();
-    return std::all_of(devices.begin(), devices.end(), [](const auto& device) { return device.major >= 8; });
-  }();
-  return everywhere;
-#endif
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) (void)cudaGetLastError();
+  for (int number = 0; number < count; ++number) {
+    int major = 0;
+    fusecell::cuda::check("devices", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number));
+    if (major < 8) return false;
+  }
+  return true;
 }
 
 }  // namespace

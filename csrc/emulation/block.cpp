@@ -192,26 +192,29 @@ void Block::add_products(float (&sum)[4], unsigned lane, const Left& left, const
 // Of a word the low half first, a lane has A: (g, 2t) (g, 2t+1), (g+8, the same), (g, 2t+8) (g, 2t+9), (g+8, the same);
 // B: (2t, g) (2t+1, g), (2t+8, g) (2t+9, g).
 void Block::multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t)) {
-  const std::array<uint32_t, 6> own = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::array<float, 12> own;  // A's 8 elements, B's 4
+  for (unsigned i = 0; i < own.size(); ++i) {
+    const uint32_t word = i < 8 ? a[i / 2] : b[i / 2 - 4];
+    own[i] = widen(static_cast<uint16_t>(word >> (16 * (i % 2))));
+  }
   const auto* of_lane = exchange(own, {"multiply_add", &Statistics::matrix_products});
   const Unseen unseen;
-  const auto half = [&](uint32_t word, unsigned k) { return widen(static_cast<uint16_t>(word >> (16 * (k % 2)))); };
   add_products<16>(
       sum, current_thread->number % kWarp,
-      [&](unsigned row, unsigned k) { return half(of_lane[4 * (row % 8) + k % 8 / 2][row / 8 + 2 * (k / 8)], k); },
-      [&](unsigned column, unsigned k) { return half(of_lane[4 * column + k % 8 / 2][4 + k / 8], k); });
+      [&](unsigned row, unsigned k) { return of_lane[4 * (row % 8) + k % 8 / 2][2 * (row / 8) + 4 * (k / 8) + k % 2]; },
+      [&](unsigned column, unsigned k) { return of_lane[4 * column + k % 8 / 2][8 + 2 * (k / 8) + k % 2]; });
 }
 
 // A lane has A: (g, t), (g+8, t), (g, t+4), (g+8, t+4); B: (t, g), (t+4, g). Bits that TF32 has not are cut off.
 void Block::multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
-  const std::array<uint32_t, 6> own = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::array<float, 6> own;
+  for (unsigned i = 0; i < own.size(); ++i) own[i] = std::bit_cast<float>((i < 4 ? a[i] : b[i - 4]) & ~0x1FFFu);
   const auto* of_lane = exchange(own, {"multiply_add", &Statistics::matrix_products});
   const Unseen unseen;
-  const auto value = [](uint32_t word) { return std::bit_cast<float>(word & ~0x1FFFu); };
   add_products<8>(
       sum, current_thread->number % kWarp,
-      [&](unsigned row, unsigned k) { return value(of_lane[4 * (row % 8) + k % 4][row / 8 + 2 * (k / 4)]); },
-      [&](unsigned column, unsigned k) { return value(of_lane[4 * column + k % 4][4 + k / 4]); });
+      [&](unsigned row, unsigned k) { return of_lane[4 * (row % 8) + k % 4][row / 8 + 2 * (k / 4)]; },
+      [&](unsigned column, unsigned k) { return of_lane[4 * column + k % 4][4 + k / 4]; });
 }
 
 // Each thread computes its own sums out of shared memory: lanes exchange nothing.
@@ -231,20 +234,26 @@ void Block::warpgroup_multiply_add(WarpgroupProduct product) {
 }
 
 void Block::carry_out(const WarpgroupProduct& product) {
+  using Row = std::array<float, 16>;
   const unsigned number = current_thread->number % 128, lane = number % kWarp;
-  const auto element = [&](const Rows& rows, unsigned row, unsigned k) {
-    const unsigned piece = static_cast<unsigned>(rows.piece) + k / 8;
-    const auto* at = static_cast<const std::byte*>(rows.first) + row * 128 + (piece ^ row % 8) * 16 + k % 8 * 2;
-    uint16_t bits;
-    std::memcpy(&bits, at, sizeof bits);
-    return product.widen(bits);
+  const auto row_of = [&](const Rows& rows, unsigned row) {
+    Row values;
+    for (unsigned k = 0; k < values.size(); ++k) {
+      const unsigned piece = static_cast<unsigned>(rows.piece) + k / 8;
+      const auto* at = static_cast<const std::byte*>(rows.first) + row * 128 + (piece ^ row % 8) * 16 + k % 8 * 2;
+      uint16_t bits;
+      std::memcpy(&bits, at, sizeof bits);
+      values[k] = product.widen(bits);
+    }
+    return values;
   };
-  for (unsigned j = 0; j < static_cast<unsigned>(product.n); ++j) {
-    for (unsigned i = 0; i < 4; ++i) {
-      const unsigned row = number / kWarp * 16 + lane / 4 + 8 * (i / 2), column = 8 * j + 2 * (lane % 4) + i % 2;
-      for (unsigned k = 0; k < 16; ++k) {
-        product.sum[4 * j + i] += element(product.a, row, k) * element(product.b, column, k);
-      }
+  const unsigned first = number / kWarp * 16 + lane / 4;
+  const Row left[2] = {row_of(product.a, first), row_of(product.a, first + 8)};
+  for (unsigned column = 0; column < 2 * static_cast<unsigned>(product.n); ++column) {
+    const Row right = row_of(product.b, column / 2 * 8 + 2 * (lane % 4) + column % 2);
+    for (unsigned half = 0; half < 2; ++half) {
+      float& sum = product.sum[column / 2 * 4 + half * 2 + column % 2];
+      for (unsigned k = 0; k < right.size(); ++k) sum += left[half][k] * right[k];
     }
   }
 }

@@ -81,7 +81,7 @@ struct Meeting {
 struct Warp {
   Meeting meeting;
   // Two sets: a fast lane deposits for the next exchange while a slow one still reads from this.
-  alignas(8) std::byte values[2][kWarp * 24];
+  alignas(8) std::byte values[2][kWarp * 48];
 };
 
 // Thrown through the kernel by the thread that failed and, with threads, by those that waited; fibres that waited are

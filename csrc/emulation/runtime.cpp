@@ -73,7 +73,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount:
       return give(value, 2);
     case cudaDevAttrComputeCapabilityMajor:
-      return give(value, 9);
+      return give(value, fusecell::emulation::controls().tensor_cores ? 9 : 7);
     case cudaDevAttrComputeCapabilityMinor:
       return give(value, 0);
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:

@@ -45,6 +45,11 @@ def _device_lines(devices: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
+def _hopper_line(module: Any) -> tuple[str, str]:
+    wanted = "on" if module.hopper_wanted() else "off"
+    return ("  Hopper's own", f"{wanted}, by FUSECELL_HOPPER=on|off: wgmma and overlapping steps, not yet run on a GPU")
+
+
 def _gpu_lines() -> list[tuple[str, str]]:
     """What of a GPU's use is there, then what is missing of it, then how to get the kernels if they are."""
     module = _cuda_module()
@@ -56,7 +61,7 @@ def _gpu_lines() -> list[tuple[str, str]]:
         driver = driver or bool(answers)
         # One that is too old for this build answers, but not about its GPUs.
         devices = module.devices() if answers // 1000 >= runtime // 1000 else []
-        lines += _runtime_lines(runtime, answers) + _device_lines(devices)
+        lines += _runtime_lines(runtime, answers) + _device_lines(devices) + [_hopper_line(module)]
     missing = {
         "CUDA compiler": module is not None or shutil.which(os.environ.get("CUDACXX") or "nvcc"),
         "CUDA kernels and runtime": module,

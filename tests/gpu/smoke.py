@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -40,6 +41,30 @@ def arguments_of(case: Case, dtype: Any) -> dict[str, Any]:
         return arguments
     cell_state = "c" if case.op == "lstm_gates" else "c_0"
     return {n: a.astype(np.float32) if n == cell_state and a is not None else a for n, a in arguments.items()}
+
+
+# So many pixels that tiles are large, of both shapes: one forward, the other backward.
+LARGE_TILES = Case("conv_lstm", "large tiles", {"T": 2, "B": 4, "I": 8, "C": 20, "H": 96, "W": 96, "k": 3, "kh": 3})
+
+
+def run_on_tensor_cores(gpu: Any, dtype: Any) -> list[np.ndarray]:
+    algorithm = {"algorithm": "tf32" if dtype is np.float32 else "tensor_cores"}
+    cases = [replace(c, options=c.options | algorithm) for c in CASES if c.reason in REASONS and c.op != "lstm_gates"]
+    found = []
+    for case in (replace(LARGE_TILES, options=algorithm), *cases):
+        outcome = run_case(gpu, case, arguments_of(case, dtype), None)
+        found += [*outcome.outputs.values(), *outcome.gradients.values()]
+    return found
+
+
+def run_on_hopper(gpu: Any, dtype: Any) -> list[np.ndarray]:
+    core = importlib.import_module("fusecell._cuda")
+    before = core.hopper_wanted()
+    core.want_hopper(True)
+    try:
+        return run_on_tensor_cores(gpu, dtype)
+    finally:
+        core.want_hopper(before)
 
 
 def run_cases(gpu: Any, dtype: Any) -> list[np.ndarray]:
@@ -79,9 +104,8 @@ def run_elementwise(gpu: Any, dtype: Any) -> list[np.ndarray]:
 def main() -> int:
     importlib.import_module("cupy").cuda.set_allocator(None)
     gpu = selftest.backends()["cuda"]
-    results = [
-        a for dtype in (np.float32, ml_dtypes.bfloat16) for f in (run_cases, run_elementwise) for a in f(gpu, dtype)
-    ]
+    parts = (run_cases, run_on_tensor_cores, run_on_hopper, run_elementwise)
+    results = [a for dtype in (np.float32, ml_dtypes.bfloat16) for f in parts for a in f(gpu, dtype)]
     finite = all(np.isfinite(a.astype(np.float64)).all() for a in results)
     sys.stdout.write(f"{len(results)} results, {'all finite' if finite else 'NOT all finite'}\n")
     return 0 if finite else 1
