@@ -96,7 +96,9 @@ def wide(results: Results) -> Results:
 
 
 # Each in one of the types, by turns: test_cases.py and test_half_precision.py compare them all with the reference.
-@pytest.mark.parametrize(("case", "dtype"), zip(CONVOLUTIONS, itertools.cycle(ON_TENSOR_CORES)), ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*zip(CONVOLUTIONS, itertools.cycle(ON_TENSOR_CORES), strict=False)], ids=str
+)
 def test_tensor_cores_give_what_the_direct_path_gives(case: Case, dtype: Any) -> None:
     arguments = narrowed(case, dtype)
     direct, without = run_by(case, arguments, "direct")
