@@ -83,7 +83,7 @@ def test_kernels_are_listed_and_few() -> None:
     assert len(set(listed)) == len(listed) <= kernel_report.MOST_KERNELS
     # Each header's kernels are in the list under its name.
     for header in folder.glob("*.cuh"):
-        declared = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", header.read_text())
+        declared = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", header.read_text())
         assert {re.sub(r"<.*", "", name) for place, name in listed if place == header.name} == set(declared)
 
 

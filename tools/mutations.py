@@ -132,7 +132,7 @@ _CONVOLUTIONS = [
         "pack_weights", "cuda/convolution.cuh",
         ("padding rows are not zeroed", "if (k < args.taps && row < args.rows) {", "if (k < args.taps) {"),
         ("padding taps are not zeroed", "if (k < args.taps && row < args.rows) {", "if (row < args.rows) {"),
-        ("padding taps read the image", "if (k >= args.taps) tap = {0, kNowhere, kNowhere};", ""),
+        ("padding taps read the image", "if (k >= args.taps) tap = {0, kNowhere, kNowhere, 0};", ""),
         killer="address",
     ),
 ]  # fmt: skip
@@ -258,16 +258,15 @@ _TENSOR = [
         ("the pieces of another row", "place_of_piece(first, piece()) * kPiece<S>",
          "(first * kPieces + piece()) * kPiece<S>"),
         ("each warp has the first one's rows", "group_ = warp & ((1 << size.group_shift) - 1);", "group_ = 0;"),
-        ("the second operand's places are the first's", "columns_ + which * kMostTilePixels, operand.taps",
-         "columns_, operand.taps"),
+        ("the second operand's places are the first's", "places_->columns[which], tap", "places_->columns[0], tap"),
         ("pixels past the last are stored", "if (n < args.samples) f(i, n,", "f(i, n,"),
     ),
     *_in(
         "tensor_correlate", "cuda/tensor_tile.cuh",
         ("with 3 buffers one stage too few is waited for", "copy_async_wait<1>();", "copy_async_wait<2>();"),
         ("with 2 buffers one stage too few is waited for", "copy_async_wait<0>();", "copy_async_wait<1>();"),
-        ("a stage's copies are not committed", "loader.start(stage + ahead, next); device::copy_async_commit();",
-         "loader.start(stage + ahead, next);"),
+        ("a stage's copies are not committed", "loader.start_next(stage + ahead, next, buffer); device::copy_async_commit();",
+         "loader.start_next(stage + ahead, next, buffer);"),
         killer="late copies",
     ),
     *_in(

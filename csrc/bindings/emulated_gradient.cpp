@@ -69,7 +69,7 @@ py::object tensor_gradient(const GradientCall& call) {
   const auto tap = call.taps.unchecked<2>();
   for (py::ssize_t k = 0; k < tap.shape(0); ++k) {
     const bool none = tap(k, 0) < 0;
-    taps.push_back(none ? cuda::Tap{0, cuda::kNowhere, cuda::kNowhere}
+    taps.push_back(none ? cuda::Tap{0, cuda::kNowhere, cuda::kNowhere, 0}
                         : cuda::Tap{tap(k, 0), tap(k, 1), tap(k, 2), tap(k, 3)});
   }
   args.taps = taps.data();

@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(kThreads) pack_weights(const PackArgs<S> args)
   args.packed[i] = value;
   if (row == 0) {
     const int32_t sign = transposed ? -1 : 1;
-    Tap tap = {int32_t(channel), sign * int32_t(kh * args.dilation[0]), sign * int32_t(kw * args.dilation[1])};
-    if (k >= args.taps) tap = {0, kNowhere, kNowhere};
+    Tap tap = {int32_t(channel), sign * int32_t(kh * args.dilation[0]), sign * int32_t(kw * args.dilation[1]),
+               int32_t(in_kernel)};
+    if (k >= args.taps) tap = {0, kNowhere, kNowhere, 0};
     args.tap[k] = tap;
   }
 }

@@ -155,6 +155,15 @@ FUSECELL_DEVICE void show_to_products() {
 #endif
 }
 
+// Products write registers behind the compiler's back, until they have been waited for: here it may not assume that it
+// knows what stands in them.
+FUSECELL_DEVICE void products_own(float (&sum)[2][8][4]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sum[i / 32][i / 4 % 8][i % 4])::"memory");
+#endif
+}
+
 // sum += a b^T: 64 rows of a times 64 rows of b, or 128 in two halves, over 32 bytes of each. A lane's sums: of its
 // warp's 16 rows of a row lane / 4, rows 8 j + 2 (lane % 4) and the next of b; then row lane / 4 + 8.
 FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],

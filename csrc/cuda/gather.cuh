@@ -10,11 +10,12 @@ namespace fusecell::cuda {
 // One row of the weights: its channel of the image, and how far from the pixel's place it reads.
 struct alignas(16) Tap {
   int32_t channel, h, w;
-  int32_t in_kernel = 0;  // which of the kernel's places it is
+  int32_t in_kernel;  // which of the kernel's places it is
 };
 
 // Where channels come last they are read by pieces of 16 bytes: so many neighbours.
 constexpr int kPieceBytes = 16;
+constexpr int kMostBuffers = 4;  // stages in shared memory
 template <class S>
 constexpr int kPiece = kPieceBytes / int(sizeof(S));
 

@@ -49,7 +49,7 @@ class Context {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     const auto bytes = static_cast<size_t>(shared_bytes);
 #if defined(FUSECELL_EMULATED)
-    check_launch(name, emulation::launch(name, kernel, grid, dim3(kBlock), bytes, stream_, args...));
+    check_launch(name, emulation::launch_with_shared(name, kernel, grid, dim3(kBlock), bytes, stream_, args...));
 #else
     const auto function = reinterpret_cast<const void*>(kernel);
     allow_shared(name, function, shared_bytes);

@@ -120,9 +120,9 @@ struct TensorConvolutionArgs {
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2) tensor_correlate(const TensorConvolutionArgs<S> args) {
   if (!device::has_tensor_cores()) return;
-  FUSECELL_SHARED(TensorColumn<S>, columns, 2 * kMostTilePixels);
+  FUSECELL_SHARED(TensorPlaces<S>, places, 1);
   FUSECELL_DYNAMIC_SHARED(stages);
-  const ParkedSums sums = tensor_tile(args.tile, columns, stages);
+  const ParkedSums sums = tensor_tile(args.tile, places, stages);
   for_tensor_channels(args.tile, sums, args.channels, args.whole,
                       [&](int64_t n, int64_t p, int64_t channel, const Span& span, const float (&sum)[kTensorPack]) {
                         float value[kTensorPack], bias[kTensorPack], mask[kTensorPack], carry[kTensorPack];

@@ -23,7 +23,6 @@ constexpr int kWarpRows = 64, kWarpColumns = 32;
 constexpr int kTileValues = kThreads / 32 * kWarpRows * kWarpColumns;
 template <class S>
 constexpr int kStagePixels = 64 / int(sizeof(S));
-constexpr int kMostBuffers = 4;     // stages in shared memory
 constexpr int kColumnWindow = 128;  // pixels whose places are found at once: several stages
 
 template <class S>
@@ -278,7 +277,7 @@ class TensorGradientBlock {
 
   FUSECELL_DEVICE_METHOD void find_taps() const {
     const int first = int(blockIdx.x) * pieces(), k = int(threadIdx.x);
-    if (k < pieces()) taps_[k] = first + k < args_.pieces ? args_.taps[first + k] : Tap{0, kNowhere, kNowhere};
+    if (k < pieces()) taps_[k] = first + k < args_.pieces ? args_.taps[first + k] : Tap{0, kNowhere, kNowhere, 0};
   }
 
   FUSECELL_DEVICE_METHOD void find_columns(int window) const {

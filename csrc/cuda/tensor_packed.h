@@ -130,7 +130,7 @@ inline int tensor_buffers(int shared_of_multiprocessor, const TileSize& size) {
   const int least = size.sliced() ? 4 : 2;
   for (int blocks = 2; blocks > 0; --blocks) {
     const int buffers = (shared_of_multiprocessor / blocks - kOther) / size.stage_bytes();
-    if (buffers >= least) return std::min(buffers, 4);
+    if (buffers >= least) return std::min(buffers, kMostBuffers);
   }
   return least;
 }

@@ -16,10 +16,10 @@ struct TensorForwardArgs {
 template <class S, class Act>
 __global__ void __launch_bounds__(kThreads, 2) tensor_forward_step(const TensorForwardArgs<S> args) {
   if (!device::has_tensor_cores()) return;
-  FUSECELL_SHARED(TensorColumn<S>, columns, 2 * kMostTilePixels);
+  FUSECELL_SHARED(TensorPlaces<S>, places, 1);
   FUSECELL_DYNAMIC_SHARED(stages);
   const int64_t C = args.step.cell.channels;
-  const ParkedSums sums = tensor_tile(args.tile, columns, stages);
+  const ParkedSums sums = tensor_tile(args.tile, places, stages);
   for_tensor_pixels(args.tile, sums, [&](int i, int64_t b, int64_t p, int64_t group) {
     const int64_t first = group * kGroupChannels + sums.channel;
     if (first >= C) return;
@@ -36,16 +36,23 @@ struct TensorBackwardArgs {
   BackwardStep<S> step;
 };
 
+// Blocks of a multiprocessor: with any activation and half of the registers nvcc 13.0 spills some of them on sm_90a.
+template <class Act>
+constexpr int kBackwardBlocks = 1;
+template <>
+constexpr int kBackwardBlocks<SigmoidTanh<float>> = 2;
+
 template <class S, class Act>
-__global__ void __launch_bounds__(kThreads, 2) tensor_backward_step(const TensorBackwardArgs<S> args) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<Act>)
+    tensor_backward_step(const TensorBackwardArgs<S> args) {
   if (!device::has_tensor_cores()) return;
   using Sums = StatisticSums<float>;
-  FUSECELL_SHARED(TensorColumn<S>, columns, 2 * kMostTilePixels);
+  FUSECELL_SHARED(TensorPlaces<S>, places, 1);
   FUSECELL_SHARED(double, warp_squares, kThreads / 32 * Sums::kSquares);
   FUSECELL_SHARED(float, warp_others, kThreads / 32 * Sums::kOthers);
   FUSECELL_DYNAMIC_SHARED(stages);
   Sums sums, *wanted = args.step.statistics ? &sums : nullptr;
-  const ParkedSums through = tensor_tile(args.tile, columns, stages);
+  const ParkedSums through = tensor_tile(args.tile, places, stages);
   for_tensor_channels(args.tile, through, args.step.cell.channels, args.step.cell.whole,
                       [&](int64_t b, int64_t p, int64_t channel, const Span& span, const float (&value)[kTensorPack]) {
                         finish_backward_step<Act, Along::channels>(args.step, value, span, b, channel, p, wanted);

@@ -73,13 +73,23 @@ struct alignas(16) TensorColumn {
   int32_t h, w;
 };
 
+// What a block keeps of where its pixels and its next stages read.
+template <class S>
+struct TensorPlaces {
+  TensorColumn<S> columns[2][kMostTilePixels];
+  Tap taps[kMostBuffers][kPieces];  // of the stage that is started while this buffer's is multiplied
+};
+
 // The copies of one stage.
 template <class S>
 class TensorLoader {
  public:
-  // columns: [2][kMostTilePixels] shared; a barrier has to follow.
-  FUSECELL_DEVICE_METHOD TensorLoader(const TensorTileArgs<S>& args, TensorColumn<S>* columns, unsigned char* buffers)
-      : args_(args), columns_(columns), buffers_(buffers) {
+  // places, dynamic: shared. A barrier has to follow.
+  FUSECELL_DEVICE_METHOD TensorLoader(const TensorTileArgs<S>& args, TensorPlaces<S>* places, unsigned char* dynamic)
+      : args_(args),
+        places_(places),
+        dynamic_(dynamic),
+        offset_(-device::shared_address(dynamic) & (kRowsAlignment - 1)) {
     const int64_t first = int64_t(blockIdx.x) * args.size.pixels();
     const int pixel = int(threadIdx.x);
     if (pixel >= args.size.pixels()) return;
@@ -89,28 +99,44 @@ class TensorLoader {
       const TensorOperand<S>& operand = args.operand[which];
       Column<S> column;  // beyond the last pixel: reads as zero
       if (operand.stages > 0 && n < args.samples) column = column_of(operand.images, operand.geometry, n, p);
-      columns[which * kMostTilePixels + pixel] = {column.image, column.h, column.w};
+      places->columns[which][pixel] = {column.image, column.h, column.w};
     }
   }
 
   FUSECELL_DEVICE_METHOD int stages() const { return args_.operand[0].stages + args_.operand[1].stages; }
   FUSECELL_DEVICE_METHOD S* pixels(int buffer) const {
-    return reinterpret_cast<S*>(buffers_ + buffer * args_.size.stage_bytes());
+    return reinterpret_cast<S*>(dynamic_ + (offset_ + buffer * args_.size.stage_bytes()));
   }
   FUSECELL_DEVICE_METHOD S* weights(int buffer) const {
     return pixels(buffer) + args_.size.pixels() * kPieces * kPiece<S>;
   }
 
-  FUSECELL_DEVICE_METHOD void start(int stage, int buffer) const {
-    const int of_first = args_.operand[0].stages, which = stage < of_first ? 0 : 1;
-    const TensorOperand<S>& operand = args_.operand[which];
-    const int local = which == 0 ? stage : stage - of_first;
-    copy_weights(operand, local, weights(buffer));
-    if (operand.follows && local == 0) device::wait_for_launch_before();
-    copy_pixels(operand, columns_ + which * kMostTilePixels, operand.taps[local * kPieces + piece()], pixels(buffer));
+  // A stage of the first ones; and one that is started while `multiplied` is. Where the others read comes with the
+  // copies of a stage before: from memory it would come too late.
+  FUSECELL_DEVICE_METHOD void start_first(int stage) const { start(stage, stage, *taps(stage, piece())); }
+  FUSECELL_DEVICE_METHOD void start_next(int stage, int buffer, int multiplied) const {
+    start(stage, buffer, places_->taps[multiplied][piece()]);
   }
 
  private:
+  FUSECELL_DEVICE_METHOD void start(int stage, int buffer, const Tap& tap) const {
+    const int of_first = args_.operand[0].stages, which = stage < of_first ? 0 : 1;
+    const TensorOperand<S>& operand = args_.operand[which];
+    const int local = which == 0 ? stage : stage - of_first, later = stage + args_.buffers - 1;
+    copy_weights(operand, local, weights(buffer));
+    if (later < stages() && int(threadIdx.x) < kPieces) {
+      device::copy_async_16(&places_->taps[buffer][piece()], taps(later, piece()));
+    }
+    if (operand.follows && local == 0) device::wait_for_launch_before();
+    copy_pixels(operand, places_->columns[which], tap, pixels(buffer));
+  }
+
+  FUSECELL_DEVICE_METHOD const Tap* taps(int stage, int piece) const {
+    const int of_first = args_.operand[0].stages;
+    if (stage < of_first) return args_.operand[0].taps + stage * kPieces + piece;
+    return args_.operand[1].taps + (stage - of_first) * kPieces + piece;
+  }
+
   static FUSECELL_DEVICE_METHOD int piece() { return int(threadIdx.x) % kPieces; }
 
   FUSECELL_DEVICE_METHOD void copy_weights(const TensorOperand<S>& operand, int stage, S* to) const {
@@ -148,8 +174,9 @@ class TensorLoader {
   }
 
   const TensorTileArgs<S>& args_;
-  const TensorColumn<S>* columns_;
-  unsigned char* buffers_;
+  TensorPlaces<S>* places_;
+  unsigned char* dynamic_;
+  int offset_;  // of the first buffer: the base is known when this is compiled
 };
 
 // What a thread finds of the tile: 4 times 4 runs of 4 channels, see packed_row, each at one pixel and of one group; of
@@ -262,6 +289,7 @@ class WarpgroupSums {
     constexpr int kRow = kPieces * kPiece<S>;
     const auto x = device::matrix_rows(pixels + pixel_ * kRow), w = device::matrix_rows(weights);
     const S* const type = nullptr;
+    device::products_own(sum_);
     if (wide_) {
       const auto more = device::matrix_rows(pixels + (pixel_ + 64) * kRow);
       device::begin_products();  // in either branch: before a branch nvcc 13.0 would add another
@@ -278,6 +306,11 @@ class WarpgroupSums {
       }
     }
     device::commit_products();
+  }
+
+  FUSECELL_DEVICE_METHOD void end() {
+    device::wait_for_products<0>();
+    device::products_own(sum_);
   }
 
   FUSECELL_DEVICE_METHOD ParkedSums parked(Chunk<float, 4>* at) const {
@@ -309,7 +342,7 @@ template <class S, class Multiply>
 FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Multiply&& multiply) {
   const int stages = loader.stages(), ahead = buffers - 1;
   for (int stage = 0; stage < ahead; ++stage) {
-    if (stage < stages) loader.start(stage, stage);
+    if (stage < stages) loader.start_first(stage);
     device::copy_async_commit();
   }
   int buffer = 0, next = ahead;  // of the stage that is multiplied, of the one that is loaded
@@ -317,7 +350,7 @@ FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Mult
   for (int stage = 0; stage < stages; ++stage) {
     wait_for_oldest(buffers);
     multiply(loader.pixels(buffer), loader.weights(buffer), [&] {
-      if (stage + ahead < stages) loader.start(stage + ahead, next);
+      if (stage + ahead < stages) loader.start_next(stage + ahead, next, buffer);
       device::copy_async_commit();
     });
     buffer = buffer + 1 < buffers ? buffer + 1 : 0;
@@ -338,14 +371,12 @@ FUSECELL_DEVICE ParkedSums sums_by_warps(const TensorTileArgs<S>& args, const Te
   return sums.parked(parked);
 }
 
-// columns: [2 * kMostTilePixels]; dynamic: shared_bytes of the tile. Where the launch may begin before the one before
+// places: shared; dynamic: shared_bytes of the tile. Where the launch may begin before the one before
 // it has ended, an operand follows, and so what comes after this may read whatever that one wrote.
 template <class S>
-FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColumn<S>* columns,
-                                       unsigned char* dynamic) {
-  unsigned char* const stages = dynamic + (-device::shared_address(dynamic) & (kRowsAlignment - 1));
-  const TensorLoader<S> loader(args, columns, stages);
-  const auto parked = reinterpret_cast<Chunk<float, 4>*>(stages);
+FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorPlaces<S>* places, unsigned char* dynamic) {
+  const TensorLoader<S> loader(args, places, dynamic);
+  const auto parked = reinterpret_cast<Chunk<float, 4>*>(dynamic);
   device::let_next_launch_begin();
   __syncthreads();
   if constexpr (sizeof(S) == 2) {
@@ -356,7 +387,7 @@ FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorColu
         __syncthreads();
         sums.begin(pixels, weights);
         load_next();
-        device::wait_for_products<0>();
+        sums.end();
       });
       return sums.parked(parked);
     }

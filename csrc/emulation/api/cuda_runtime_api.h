@@ -78,10 +78,11 @@ namespace fusecell::emulation {
 
 cudaError_t launch_and_remember(const Kernel& kernel);  // the error is cudaGetLastError's, too
 
-// kernel(arguments...) in every thread of every block, to the end. The arguments are converted and copied once.
+// kernel(arguments...) in every thread of every block, to the end, with so many bytes of dynamic shared memory. The
+// arguments are converted and copied once.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t, Arguments&&... arguments) {
+cudaError_t launch_with_shared(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                               size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "CUDA takes 4 KiB of kernel arguments");
   const auto call = [kernel, copies = std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)] {
     std::apply(kernel, copies);
@@ -92,6 +93,11 @@ cudaError_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, d
                               .call = [](const void* closure) { (*static_cast<decltype(call)*>(closure))(); },
                               .arguments = &call,
                               .shared_bytes = shared_bytes});
+}
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
+                   Arguments&&... arguments) {
+  return launch_with_shared(name, kernel, grid, block, 0, stream, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace fusecell::emulation
