@@ -21,8 +21,8 @@ struct BackwardPlan {
   Parts parts_ih, parts_hh, parts_bias, parts_peephole;
   PartedGradient<A> dweight_ih, dweight_hh;
   PartedGradient<double> dbias, dpeephole;
-  A *carry_h, *carry_c;  // the running gradients of the state
-  S *dz[2], *gates;      // dz of a chunk; the chunk before lies in the other
+  A *carry_h, *carry_c;   // the running gradients of the state
+  S *dz[2] = {}, *gates;  // dz of a chunk; the chunk before lies in the other, if there are several
 
   BackwardPlan(const ConvLstmForward& args, const ConvLstmShape& shape, Arena& arena)
       : chunk(steps_per_chunk(shape)),
@@ -40,7 +40,9 @@ struct BackwardPlan {
         dpeephole(parts_peephole.count, args.peephole.present ? args.peephole.size() : 0, shape.steps > chunk, arena) {
     carry_h = arena.take<A>(shape.state_size());
     carry_c = arena.take<A>(shape.state_size());
-    for (S*& buffer : dz) buffer = arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
+    for (int i = 0; i < (shape.steps > chunk ? 2 : 1); ++i) {
+      dz[i] = arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
+    }
     gates = args.gates.present ? nullptr : arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()}));
   }
 

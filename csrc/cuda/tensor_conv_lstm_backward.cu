@@ -43,7 +43,9 @@ struct BackwardPlan {
       *carry = frames_channels_last(arena.take<float>(shape.state_size()), B, C, P);
     }
     for (Frames<S>& buffer : dz) buffer = frames_in_pieces<S>(nullptr, B, rows, P);
-    for (Frames<S>& buffer : dz) buffer.data = arena.take<S>(checked_product("scratch", {chunk, buffer.by.time}));
+    for (int i = 0; i < (several(shape) ? 2 : 1); ++i) {
+      dz[i].data = arena.take<S>(checked_product("scratch", {chunk, dz[i].by.time}));
+    }
     if (args.gates.present) return;
     gates = frames_channels_last(arena.take<S>(checked_product("scratch", {chunk, 4, shape.state_size()})), B, rows, P);
   }
@@ -73,7 +75,7 @@ class Backward {
     if (shape_.steps > 1 || args_.dh_0.present) plan_.state_transposed.pack(context_, args_.weight_hh.as<const S>());
     if (args_.dx.present) plan_.input_transposed.pack(context_, args_.weight_ih.as<const S>());
     for (const Frames<S>& dz : plan_.dz) {  // the sweep writes the channels alone
-      if (plan_.padded()) context_.zero(dz.data, plan_.chunk * dz.by.time * int64_t(sizeof(S)));
+      if (plan_.padded() && dz.data) context_.zero(dz.data, plan_.chunk * dz.by.time * int64_t(sizeof(S)));
     }
     for (int64_t end = shape_.steps; end > 0; end -= plan_.chunk) {
       run_chunk(std::max<int64_t>(end - plan_.chunk, 0), end);

@@ -7,7 +7,8 @@
 #include "problem/conv_lstm.h"
 
 #if !defined(FUSECELL_DZ_CHUNK_BYTES)
-#define FUSECELL_DZ_CHUNK_BYTES (int64_t(128) << 20)
+// A chunk's sums of the weights' gradients, in parts, are 60 MB to write and read at 64 channels and 3 x 3: few chunks.
+#define FUSECELL_DZ_CHUNK_BYTES (int64_t(512) << 20)
 #endif
 
 namespace fusecell {
