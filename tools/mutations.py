@@ -295,7 +295,8 @@ _TENSOR = [
          "args_.statistics.as<double>() + 0 * int64_t(grid.x)"),
         ("dc_0 alone gets the running gradient", "if (!step.dc.data) step.dc = plan_.carry_c;", ""),
         ("the padding of dz is not cleared",
-         "if (plan_.padded() && dz.data) context_.zero(dz.data, plan_.chunk * dz.by.time * int64_t(sizeof(S)));", "(void)dz;"),
+         "if (plan_.padded() && dz.data) context_.zero(dz.data, plan_.chunk * dz.by.time * int64_t(sizeof(S)));",
+         "(void)dz;"),
     ),
     *_in(
         "tensor_gradient", "cuda/tensor_gradient.cuh",
