@@ -229,7 +229,11 @@ def test_a_layout_changes_no_bit_on_tensor_cores(dtype: Any, algorithm: str, lay
 
 
 @pytest.mark.parametrize("name", sorted(IN_ANY_LAYOUT))
-@pytest.mark.parametrize("layout", [Layout("BTHWC"), Layout("BTHWC", late=True), Layout("BTHWC", gap="C")], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [Layout("BTHWC"), Layout("BTHWC", late=True), Layout("BTHWC", gap="C"), Layout("BTHWC", half="C")],
+    ids=str,
+)
 def test_one_array_in_another_layout_on_tensor_cores(name: str, layout: Layout) -> None:
     pytest.importorskip("fusecell._emulated", reason="not a test build: `make test` makes one")
     sequence = Sequence(_dispatch.Place("emulated"), IN_PIECES, ml_dtypes.bfloat16)

@@ -4,7 +4,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "base/scalar.h"
@@ -68,6 +71,7 @@ class Context {
     run_with_shared(name, kernel, grid, shared_bytes, args...);
 #else
     const auto function = reinterpret_cast<const void*>(kernel);
+    if (!can_wait(name, function)) return run_with_shared(name, kernel, grid, shared_bytes, args...);
     allow_shared(name, function, shared_bytes);
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -111,9 +115,23 @@ class Context {
   static constexpr int kSharedWithoutAsking = 32 << 10;  // 48 KiB, what a kernel has statically included
 
 #if !defined(FUSECELL_EMULATED)
+  // Only ever raised, as another thread may be about to launch with what it asked for.
   void allow_shared(const char* name, const void* function, int bytes) const {
+    static std::mutex mutex;
+    static std::map<std::pair<const void*, int>, int> most;
     if (bytes <= kSharedWithoutAsking) return;
+    const std::lock_guard held(mutex);
+    int& allowed = most[{function, device_}];
+    if (bytes <= allowed) return;
     check_launch(name, cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    allowed = bytes;
+  }
+
+  // Whether the kernel was compiled for a GPU that can wait for the launch before. PTX of an older one is not.
+  bool can_wait(const char* name, const void* function) const {
+    cudaFuncAttributes attributes{};
+    check_launch(name, cudaFuncGetAttributes(&attributes, function));
+    return attributes.ptxVersion >= 90;
   }
 #endif
 

@@ -19,11 +19,13 @@ template <class S>
 void run_tensor_forward_step(const Context& context, bool default_cell, bool overlaps, dim3 grid,
                              const TensorForwardArgs<S>& args);
 
-// Whether the state's convolution can read y and h_0 themselves. Where y is not known yet, it cannot.
+// Whether the state's convolution can read y and h_0 themselves, with one stride of pixels for both. Where y is not
+// known yet, it cannot.
 template <class S>
 bool reads_state_in_place(const ConvLstmForward& args, int64_t channels) {
-  return args.y.present && !args.dropout_mask.present && in_pieces(args.y.frames<const S>(), channels) &&
-         in_pieces(args.h_0.frames<const S>(), channels);
+  if (!args.y.present || args.dropout_mask.present) return false;
+  const Frames<const S> y = args.y.frames<const S>(), h_0 = args.h_0.frames<const S>();
+  return in_pieces(y, channels) && in_pieces(h_0, channels) && (!h_0.data || h_0.by.pixel == y.by.pixel);
 }
 
 template <class S>

@@ -101,12 +101,15 @@ class Backward {
     chunk.begin = begin;
     chunk.end = end;
     chunk.time = time;
-    chunk.x = plan_.x.turn(context_, sequence_.x(time), chunk.steps());
-    chunk.h = plan_.h.turn(context_, sequence_.h_before(time, true), chunk.steps());
+    const bool again = !args_.gates.present;
+    if (again || wants_input_sums()) chunk.x = plan_.x.turn(context_, sequence_.x(time), chunk.steps());
+    if (again || args_.dweight_hh.present) {
+      chunk.h = plan_.h.turn(context_, sequence_.h_before(time, true), chunk.steps());
+    }
     chunk.dz = plan_.dz[which_];
     chunk.dz_after = dz_after_;
     chunk.gates = args_.gates.present ? args_.gates.frames<const S>().at_time(time) : to_read(plan_.gates);
-    if (!args_.gates.present) recompute(chunk);
+    if (again) recompute(chunk);
     for (int64_t s = end - 1; s >= begin; --s) sweep(chunk, s);
     weight_gradients(chunk);
     parameter_gradients(chunk);
@@ -164,10 +167,12 @@ class Backward {
   }
 
   // The bias's comes with the input's, whether or not that is wanted.
+  bool sums_bias() const { return args_.dbias.present && !shape_.cell.bias_per_pixel; }
+  bool wants_input_sums() const { return args_.dweight_ih.present || sums_bias(); }
+
   void weight_gradients(const ChunkOfSteps& chunk) const {
-    const bool of_bias = args_.dbias.present && !shape_.cell.bias_per_pixel;
-    const bool first = chunk.end == shape_.steps, last = chunk.begin == 0;
-    if (args_.dweight_ih.present || of_bias) {
+    const bool of_bias = sums_bias(), first = chunk.end == shape_.steps, last = chunk.begin == 0;
+    if (wants_input_sums()) {
       const Parts parts = plan_.parts_ih.of(pixels_of(chunk));
       sum_weights(chunk, plan_.input, shape_.input, chunk.x, parts, plan_.dweight_ih,
                   of_bias ? plan_.dbias.partial() : nullptr);

@@ -126,7 +126,7 @@ inline TileSize tile_size(int64_t groups, int64_t pixels) {
 // Stages in shared memory: as many as two blocks on a multiprocessor have room for, else one. At least so many that the
 // sums can be parked in them.
 inline int tensor_buffers(int shared_of_multiprocessor, const TileSize& size) {
-  constexpr int kOther = 10 << 10;  // of a block: what is static, and what the machine keeps
+  constexpr int kOther = 11 << 10;  // of a block: what is static, and what the machine keeps
   const int least = size.sliced() ? 4 : 2;
   for (int blocks = 2; blocks > 0; --blocks) {
     const int buffers = (shared_of_multiprocessor / blocks - kOther) / size.stage_bytes();
