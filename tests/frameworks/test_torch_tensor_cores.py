@@ -67,7 +67,8 @@ def tensors_of(case, dtype, rng):
     options = {name: value for name, value in case.options.items() if name not in DRAWN}
     dropout = options.pop("recurrent_dropout", 0.0)
     if case.options.get("training"):
-        y, h, _ = plain.conv_lstm(**in_float64(given))
+        convolution = {name: options[name] for name in ("stride", "dilation", "padding") if name in options}
+        y, h, _ = plain.conv_lstm(**in_float64(given), **convolution)  # for the shapes
         for name, rate in ((name, options.get(f"zoneout_{name}", 0.0)) for name in "hc"):
             if rate:
                 options[f"zoneout_mask_{name}"] = torch.from_numpy((rng.random(y.shape) < rate).astype(np.uint8))
