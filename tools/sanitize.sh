@@ -32,7 +32,7 @@ case $name in
     library=libtsan.so
     emulation=${emulation:-engine=threads}
     # 256 threads a block, and each a real one: the kernels run every case once, forward and backward, not eight times.
-    select="not emulated or (test_same_bits_twice and not tf32) or test_tensor_cores_race_free or test_updates or test_clipping or softmax or activations"
+    select="(not emulated and not on_tensor_cores) or (test_same_bits_twice and not tf32) or test_tensor_cores_race_free or test_updates or test_clipping or softmax or activations"
     ;;
   *)
     echo "no recipe for -fsanitize=$sanitizers" >&2
