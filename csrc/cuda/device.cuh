@@ -166,91 +166,47 @@ FUSECELL_DEVICE void products_own(float (&sum)[2][8][4]) {
 
 // sum += a b^T: 64 rows of a times 64 rows of b, or 128 in two halves, over 32 bytes of each. A lane's sums: of its
 // warp's 16 rows of a row lane / 4, rows 8 j + 2 (lane % 4) and the next of b; then row lane / 4 + 8.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define FUSECELL_FOUR_SUMS(s) "+f"((s)[0]), "+f"((s)[1]), "+f"((s)[2]), "+f"((s)[3])
+#define FUSECELL_SUMS(s)                                                                                          \
+  FUSECELL_FOUR_SUMS((s)[0]), FUSECELL_FOUR_SUMS((s)[1]), FUSECELL_FOUR_SUMS((s)[2]), FUSECELL_FOUR_SUMS((s)[3]), \
+      FUSECELL_FOUR_SUMS((s)[4]), FUSECELL_FOUR_SUMS((s)[5]), FUSECELL_FOUR_SUMS((s)[6]), FUSECELL_FOUR_SUMS((s)[7])
+#define FUSECELL_FIRST_32                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FUSECELL_NEXT_32                                                             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FUSECELL_MULTIPLY_64(type)                                                                \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FUSECELL_FIRST_32 \
+               "}, "                                                                              \
+               "%32, %33, 1, 1, 1, 0, 0;"                                                         \
+               : FUSECELL_SUMS(sum)                                                               \
+               : "l"(a.descriptor), "l"(b.descriptor))
+#define FUSECELL_MULTIPLY_128(type)                                                                \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" FUSECELL_FIRST_32 \
+               ", " FUSECELL_NEXT_32 "}, %64, %65, 1, 1, 1, 0, 0;"                                 \
+               : FUSECELL_SUMS(sum[0]), FUSECELL_SUMS(sum[1])                                      \
+               : "l"(a.descriptor), "l"(b.descriptor))
+#else
+#define FUSECELL_MULTIPLY_64(type)
+#define FUSECELL_MULTIPLY_128(type)
+#endif
 FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],
                                             const bfloat16*) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, 0, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]),
-        "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
-        "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]),
-        "+f"(sum[4][2]), "+f"(sum[4][3]), "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
-        "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3])
-      : "l"(a.descriptor), "l"(b.descriptor));
-#endif
+  FUSECELL_MULTIPLY_64("bf16");
 }
 FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],
                                             const float16*) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, 0, 0;"
-      : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]),
-        "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
-        "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]),
-        "+f"(sum[4][2]), "+f"(sum[4][3]), "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
-        "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-        "+f"(sum[7][2]), "+f"(sum[7][3])
-      : "l"(a.descriptor), "l"(b.descriptor));
-#endif
+  FUSECELL_MULTIPLY_64("f16");
 }
 FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4],
                                             const bfloat16*) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, 0, 0;"
-      : "+f"(sum[0][0][0]), "+f"(sum[0][0][1]), "+f"(sum[0][0][2]), "+f"(sum[0][0][3]), "+f"(sum[0][1][0]),
-        "+f"(sum[0][1][1]), "+f"(sum[0][1][2]), "+f"(sum[0][1][3]), "+f"(sum[0][2][0]), "+f"(sum[0][2][1]),
-        "+f"(sum[0][2][2]), "+f"(sum[0][2][3]), "+f"(sum[0][3][0]), "+f"(sum[0][3][1]), "+f"(sum[0][3][2]),
-        "+f"(sum[0][3][3]), "+f"(sum[0][4][0]), "+f"(sum[0][4][1]), "+f"(sum[0][4][2]), "+f"(sum[0][4][3]),
-        "+f"(sum[0][5][0]), "+f"(sum[0][5][1]), "+f"(sum[0][5][2]), "+f"(sum[0][5][3]), "+f"(sum[0][6][0]),
-        "+f"(sum[0][6][1]), "+f"(sum[0][6][2]), "+f"(sum[0][6][3]), "+f"(sum[0][7][0]), "+f"(sum[0][7][1]),
-        "+f"(sum[0][7][2]), "+f"(sum[0][7][3]), "+f"(sum[1][0][0]), "+f"(sum[1][0][1]), "+f"(sum[1][0][2]),
-        "+f"(sum[1][0][3]), "+f"(sum[1][1][0]), "+f"(sum[1][1][1]), "+f"(sum[1][1][2]), "+f"(sum[1][1][3]),
-        "+f"(sum[1][2][0]), "+f"(sum[1][2][1]), "+f"(sum[1][2][2]), "+f"(sum[1][2][3]), "+f"(sum[1][3][0]),
-        "+f"(sum[1][3][1]), "+f"(sum[1][3][2]), "+f"(sum[1][3][3]), "+f"(sum[1][4][0]), "+f"(sum[1][4][1]),
-        "+f"(sum[1][4][2]), "+f"(sum[1][4][3]), "+f"(sum[1][5][0]), "+f"(sum[1][5][1]), "+f"(sum[1][5][2]),
-        "+f"(sum[1][5][3]), "+f"(sum[1][6][0]), "+f"(sum[1][6][1]), "+f"(sum[1][6][2]), "+f"(sum[1][6][3]),
-        "+f"(sum[1][7][0]), "+f"(sum[1][7][1]), "+f"(sum[1][7][2]), "+f"(sum[1][7][3])
-      : "l"(a.descriptor), "l"(b.descriptor));
-#endif
+  FUSECELL_MULTIPLY_128("bf16");
 }
 FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4],
                                             const float16*) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, 0, 0;"
-      : "+f"(sum[0][0][0]), "+f"(sum[0][0][1]), "+f"(sum[0][0][2]), "+f"(sum[0][0][3]), "+f"(sum[0][1][0]),
-        "+f"(sum[0][1][1]), "+f"(sum[0][1][2]), "+f"(sum[0][1][3]), "+f"(sum[0][2][0]), "+f"(sum[0][2][1]),
-        "+f"(sum[0][2][2]), "+f"(sum[0][2][3]), "+f"(sum[0][3][0]), "+f"(sum[0][3][1]), "+f"(sum[0][3][2]),
-        "+f"(sum[0][3][3]), "+f"(sum[0][4][0]), "+f"(sum[0][4][1]), "+f"(sum[0][4][2]), "+f"(sum[0][4][3]),
-        "+f"(sum[0][5][0]), "+f"(sum[0][5][1]), "+f"(sum[0][5][2]), "+f"(sum[0][5][3]), "+f"(sum[0][6][0]),
-        "+f"(sum[0][6][1]), "+f"(sum[0][6][2]), "+f"(sum[0][6][3]), "+f"(sum[0][7][0]), "+f"(sum[0][7][1]),
-        "+f"(sum[0][7][2]), "+f"(sum[0][7][3]), "+f"(sum[1][0][0]), "+f"(sum[1][0][1]), "+f"(sum[1][0][2]),
-        "+f"(sum[1][0][3]), "+f"(sum[1][1][0]), "+f"(sum[1][1][1]), "+f"(sum[1][1][2]), "+f"(sum[1][1][3]),
-        "+f"(sum[1][2][0]), "+f"(sum[1][2][1]), "+f"(sum[1][2][2]), "+f"(sum[1][2][3]), "+f"(sum[1][3][0]),
-        "+f"(sum[1][3][1]), "+f"(sum[1][3][2]), "+f"(sum[1][3][3]), "+f"(sum[1][4][0]), "+f"(sum[1][4][1]),
-        "+f"(sum[1][4][2]), "+f"(sum[1][4][3]), "+f"(sum[1][5][0]), "+f"(sum[1][5][1]), "+f"(sum[1][5][2]),
-        "+f"(sum[1][5][3]), "+f"(sum[1][6][0]), "+f"(sum[1][6][1]), "+f"(sum[1][6][2]), "+f"(sum[1][6][3]),
-        "+f"(sum[1][7][0]), "+f"(sum[1][7][1]), "+f"(sum[1][7][2]), "+f"(sum[1][7][3])
-      : "l"(a.descriptor), "l"(b.descriptor));
-#endif
+  FUSECELL_MULTIPLY_128("f16");
 }
 
 // ---------------------------------------------------------------------------------------------- launches that overlap

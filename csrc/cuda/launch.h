@@ -190,6 +190,8 @@ inline Stored stored_as(DType dtype) {
 
 // X(S) for every element type.
 #define FUSECELL_FOR_EACH_STORAGE(X) X(float) X(double) X(bfloat16) X(float16)
+// Those that tensor cores take; float is rounded to TF32.
+#define FUSECELL_FOR_EACH_TENSOR_STORAGE(X) X(float) X(bfloat16) X(float16)
 
 template <class F>
 auto with_storage(DType dtype, F&& f) {

@@ -19,9 +19,7 @@ void run_tensor_parameter_gradient(const Context& context, dim3 grid, const Tens
 #define FUSECELL_INSTANTIATE(S)                                                               \
   template void run_tensor_gradient(const Context&, dim3, int, const TensorGradientArgs<S>&); \
   template void run_tensor_parameter_gradient(const Context&, dim3, const TensorParameterGradientArgs<S>&);
-FUSECELL_INSTANTIATE(float)
-FUSECELL_INSTANTIATE(bfloat16)
-FUSECELL_INSTANTIATE(float16)
+FUSECELL_FOR_EACH_TENSOR_STORAGE(FUSECELL_INSTANTIATE)
 #undef FUSECELL_INSTANTIATE
 
 }  // namespace fusecell::cuda

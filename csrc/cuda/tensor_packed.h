@@ -13,9 +13,6 @@
 
 namespace fusecell::cuda {
 
-// The types that tensor cores take; float is rounded to TF32.
-#define FUSECELL_FOR_EACH_TENSOR_STORAGE(X) X(float) X(bfloat16) X(float16)
-
 template <class F>
 auto with_tensor_storage(DType dtype, F&& f) {
   switch (dtype) {
