@@ -192,6 +192,28 @@ __global__ void copy_past_the_end(const float* x, float* y) {
   y[0] = buffer[0];
 }
 
+enum class Bulk { whole, without_barrier, without_wait, wrong_turn, not_begun, misaligned, past_the_end };
+
+// y[t] = x[63 - t] + x[127 - t], copied one after the other to the same place.
+template <Bulk kKind>
+__global__ void bulk(const float* x, float* y) {
+  FUSECELL_SHARED(float, buffer, 64);
+  FUSECELL_SHARED(device::Arrivals, arrivals, 1);
+  const unsigned t = threadIdx.x;
+  if (t == 0 && kKind != Bulk::not_begun) device::begin_arrivals(arrivals);
+  __syncthreads();
+  float sum = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    const int bytes = kKind == Bulk::past_the_end ? 272 : 256;
+    device::copy_bulk(t == 0, buffer + (kKind == Bulk::misaligned), x + 64 * turn, bytes, arrivals);
+    if (kKind != Bulk::without_wait) device::wait_for_bulk(arrivals, turn == 1 && kKind != Bulk::wrong_turn);
+    if (kKind != Bulk::without_barrier) __syncthreads();
+    sum += buffer[63 - t];
+    __syncthreads();
+  }
+  y[t] = sum;
+}
+
 // ------------------------------------------------------------------------------------------ what must be found
 __global__ void overrun(float* y) {
   FUSECELL_SHARED(float, values, 32);
@@ -557,6 +579,17 @@ int print_launched() {
   return 0;
 }
 
+template <Bulk kKind>
+int run_bulk() {
+  const auto x = numbers(128);
+  std::vector<float> y(64);
+  const auto error = launch("bulk", bulk<kKind>, 1, 64, nullptr, x.data(), y.data());
+  if (error != cudaSuccess) return failed(error);
+  bool right = fusecell::emulation::statistics().bulk_copies == 2;
+  for (size_t t = 0; t < 64; ++t) right = right && y[t] == x[63 - t] + x[127 - t];
+  return answer(right);
+}
+
 const std::map<std::string, int (*)()> kProbes = {
     {"block_sum", sum_blocks<true>},
     {"block_sum_without_barriers", sum_blocks<false>},
@@ -578,6 +611,13 @@ const std::map<std::string, int (*)()> kProbes = {
     {"pipeline_without_commit", run_pipeline<Pipeline::without_commit>},
     {"misaligned_copy", [] { return of_floats("misaligned_copy", misaligned_copy, 1, 4); }},
     {"copy_past_the_end", [] { return of_floats("copy_past_the_end", copy_past_the_end, 1, 2); }},
+    {"bulk", run_bulk<Bulk::whole>},
+    {"bulk_without_barrier", run_bulk<Bulk::without_barrier>},
+    {"bulk_without_wait", run_bulk<Bulk::without_wait>},
+    {"bulk_wrong_turn", run_bulk<Bulk::wrong_turn>},
+    {"bulk_not_begun", run_bulk<Bulk::not_begun>},
+    {"bulk_misaligned", run_bulk<Bulk::misaligned>},
+    {"bulk_past_the_end", run_bulk<Bulk::past_the_end>},
     {"overrun", [] { return of_floats("overrun", overrun, 1, 32); }},
     {"unwritten", run_unwritten},
     {"leave_early", [] { return of_floats("leave_early", leave_early, 2, kThreads); }},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -107,14 +108,14 @@ def test_report_reads_what_cuobjdump_prints() -> None:
         "sm_80": {step: "40 registers, 4096 shared, 0 stack, 6 blocks at once"},
         "sm_90": {"fill": "8 registers, 0 shared, 16 stack, 8 blocks at once"},
     }
-    none = {"sm_80": {step: 0}, "sm_90": {"fill": 0}}
+    none = {"sm_80": {step: Counter[str]()}, "sm_90": {"fill": Counter[str]()}}
     assert kernel_report.complaints({"sm_80": kernels["sm_80"]}, ["step<float, SigmoidTanh<float>, 2, 64>"], none) == []
     assert kernel_report.complaints(kernels, ["fill"], none) == [
         "sm_80: fill is not compiled, but in kernels.def",
         f"sm_80: {step} is compiled, but not in kernels.def",
     ]
     many = {"sm_90": {f"f{i}": "" for i in range(97)}}
-    zeros = {"sm_90": dict.fromkeys(many["sm_90"], 0)}
+    zeros = {"sm_90": {name: Counter[str]() for name in many["sm_90"]}}
     assert kernel_report.complaints(many, [*many["sm_90"]], zeros) == ["sm_90: 97 kernels, 96 are allowed"]
     assert kernel_report.complaints({}, ["fill"], {}) == ["there are no kernels"]
 
@@ -127,6 +128,8 @@ arch = sm_90a
 \t\tFunction : void fusecell::cuda::tensor_correlate<float>(fusecell::cuda::TensorConvolutionArgs<float>)
         /*0110*/                   HMMA.1688.F32.TF32 R40, R16.reuse, R20, R40 ;
         /*0120*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0121*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR12], R24 gsb0 ;
+        /*0122*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
 \t\tFunction : void fusecell::cuda::correlate<fusecell::bfloat16>(fusecell::cuda::ConvolutionArgs<fusecell::bfloat16>)
         /*0130*/                   HFMA2.MMA R40, R16, R20, R40 ;
 \t\tFunction : void fusecell::cuda::tensor_parameter_gradient<float>(fusecell::cuda::Args<float>)
@@ -140,14 +143,19 @@ def test_report_wants_tensor_cores_for_their_own_path_and_for_nothing_else() -> 
 
     tensor, plain, sums = "tensor_correlate<float>", "correlate<bfloat16>", "tensor_parameter_gradient<float>"
     counted = kernel_report.matrix_instructions(SASS)
-    assert counted == {"sm_75": {tensor: 0}, "sm_90a": {tensor: 2, plain: 0, sums: 0}}
+    of_warpgroups = {"HMMA": 1, "HGMMA": 2, "WARPGROUP.DEPBAR": 1}
+    assert counted == {"sm_75": {tensor: {}}, "sm_90a": {tensor: of_warpgroups, plain: {}, sums: {}}}
     kernels = {gpu: dict.fromkeys(names, "") for gpu, names in counted.items()}
     assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [tensor, plain, sums], counted) == []
     assert kernel_report.complaints({"sm_75": kernels["sm_75"]}, [tensor], counted) == []
-    wrong = {"sm_90a": {tensor: 0, plain: 1, sums: 0}}
+    wrong = {"sm_90a": {tensor: Counter[str](), plain: Counter({"HMMA": 1}), sums: Counter[str]()}}
     assert kernel_report.complaints({"sm_90a": kernels["sm_90a"]}, [tensor, plain, sums], wrong) == [
         "sm_90a: tensor_correlate<float> does not use tensor cores",
         "sm_90a: correlate<bfloat16> uses tensor cores",
+    ]
+    one_by_one = {"sm_90a": {tensor: Counter({"HMMA": 9, "HGMMA": 2, "WARPGROUP.DEPBAR": 2})}}
+    assert kernel_report.complaints({"sm_90a": {tensor: ""}}, [tensor], one_by_one) == [
+        "sm_90a: tensor_correlate<float> waits for each product of a warpgroup"
     ]
 
 

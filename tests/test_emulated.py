@@ -129,13 +129,14 @@ def test_hopper_has_the_bits_of_its_portable_twin(shape: tuple[int, ...], dtype:
     )
     arguments, counts = narrowed(case, dtype), []
     portable, _ = run_by(case, arguments, "tensor_cores")
+    assert _emulated.statistics()["bulk_copies"] == 0
     hopper(True)
     for manner in ("", "copies=late,order=random,seed=3"):
         got, _ = run_by(case, arguments, "tensor_cores", manner)
-        counts.append(_emulated.statistics()["warpgroup_products"])
+        counts.append([_emulated.statistics()[what] for what in ("warpgroup_products", "bulk_copies")])
         assert same_bits(got, portable)
     assert counts[0] == counts[1]
-    assert (counts[0] > 0) == (shape != (1, 3, 5, 4, 5))
+    assert [count > 0 for count in counts[0]] == 2 * [shape != (1, 3, 5, 4, 5)]
 
 
 def up(n: int, by: int) -> int:

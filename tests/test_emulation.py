@@ -36,6 +36,7 @@ RIGHT = [
     "multiply_bfloat16",
     "multiply_float16",
     "pipeline",
+    "bulk",
     "sites",
     "places",
     "by_value",
@@ -194,12 +195,22 @@ def test_missing_barriers_by_order(plain: Probe) -> None:
     assert plain("left_neighbour", order="forward").code == 0  # by luck, too
     assert plain("left_neighbour", order="reversed").code == 1
     assert plain("left_neighbour", order="random", seed=1).code == 1
+    assert plain("bulk_without_barrier", order="forward").code == 0  # and this
+    assert plain("bulk_without_barrier", order="reversed").code == 1
 
 
 # late_race: after a barrier that is right; the threads' way through that one must not order what follows.
 # shuffle_is_no_barrier: what a shuffle hands over is its value alone.
 @pytest.mark.parametrize(
-    "name", ["block_sum_without_barriers", "late_race", "left_neighbour", "shuffle_is_no_barrier", "blocks_race"]
+    "name",
+    [
+        "block_sum_without_barriers",
+        "late_race",
+        "left_neighbour",
+        "shuffle_is_no_barrier",
+        "blocks_race",
+        "bulk_without_barrier",
+    ],
 )
 def test_races_are_seen(under_thread: Probe, name: str) -> None:
     result = under_thread(name)
@@ -252,6 +263,11 @@ FAULTS = {
     "rows_past_the_end": r"kernel .*load_matrices: the 16 bytes to be read are not in a shared array",
     "throws": r"kernel throws, block \(0,0,0\): thread \(3,0,0\): an exception: out of range",
     "misaligned_copy": r"kernel misaligned_copy, .*: copy_async_16: the shared address is not aligned to 16 bytes",
+    "bulk_without_wait": r"kernel bulk, .*: copy_bulk: nobody has waited for the copy before",
+    "bulk_wrong_turn": r"kernel bulk, .*: wait_for_bulk: the copy under way is of another turn",
+    "bulk_not_begun": r"kernel bulk, .*: copy_bulk: the arrivals were not begun",
+    "bulk_misaligned": r"kernel bulk, .*: copy_bulk: the shared address is not aligned to 16 bytes",
+    "bulk_past_the_end": r"kernel bulk, .*: copy_bulk: the bytes to be written are not in a shared array",
     "copy_past_the_end": r"kernel copy_past_the_end, .*: the 16 bytes to be written are not in a shared array",
 }
 

@@ -5,9 +5,10 @@ holds at once, instructions of tensor cores, compile times and sizes.
 
 Reads the objects that `make cuda` left there; `cuobjdump` comes from PATH or from PyPI's wheel. Exit status 1: other
 kernels than csrc/cuda/kernels.def lists, more than 96 for one GPU, or a convolution of the channels-last path that is
-not on tensor cores where the GPU has them for all its types (from sm_80 on), or another kernel that is. Blocks at once
-are those that registers and static shared memory leave room for; the channels-last path takes as much dynamic shared
-memory as two blocks of it have, and is compiled for two.
+not on tensor cores where the GPU has them for all its types (from sm_80 on), or another kernel that is, or one whose
+products of warpgroups are waited for one by one, as the compiler has it when it does not see through them (it tells
+that as a remark, no warning: C7510 to C7519). Blocks at once are those that registers and static shared memory leave
+room for; the channels-last path takes as much dynamic shared memory as two blocks of it have, and is compiled for two.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -27,10 +29,14 @@ ON_TENSOR_CORES = re.compile(r"tensor_(forward_step|backward_step|correlate|grad
 MULTIPROCESSORS = {75: (64, 1024), 80: (164, 2048), 86: (100, 1536), 89: (100, 1536), 90: (228, 2048)}
 MULTIPROCESSORS |= {100: (228, 2048), 120: (100, 1536)}
 THREADS = 256  # of every block
-IN_SASS = re.compile(r"^arch = |Function : |\bHG?MMA\.")
+# What cuobjdump -sass says of tensor cores, and of waiting for products of warpgroups.
+INSTRUCTION = re.compile(r"\b(HMMA|HGMMA|WARPGROUP\.DEPBAR)\.")
+IN_SASS = re.compile(rf"^arch = |Function : |{INSTRUCTION.pattern}")
 
 Kernels = dict[str, dict[str, str]]
 """GPU -> kernel -> what it uses."""
+Instructions = dict[str, dict[str, Counter[str]]]
+"""GPU -> kernel -> how many of each INSTRUCTION."""
 
 
 def listed_kernels(text: str) -> list[tuple[str, str]]:
@@ -74,18 +80,18 @@ def parse(dump: str) -> Kernels:
     return kernels
 
 
-def matrix_instructions(dump: str) -> dict[str, dict[str, int]]:
-    """GPU -> kernel -> how many there are, of what `cuobjdump -sass` prints, its names demangled."""
-    counts: dict[str, dict[str, int]] = {}
+def matrix_instructions(dump: str) -> Instructions:
+    """Count them in what `cuobjdump -sass` prints, its names demangled."""
+    counts: Instructions = {}
     gpu = name = ""
     for line in dump.splitlines():
         if match := re.match(r"arch = (\w+)", line):
             gpu = match[1]
         elif match := re.match(r"\s+Function : (.+)$", line):
             name = plain_name(match[1])
-            counts.setdefault(gpu, {})[name] = 0
-        elif re.search(r"\bHG?MMA\.", line):
-            counts[gpu][name] += 1
+            counts.setdefault(gpu, {})[name] = Counter()
+        elif match := INSTRUCTION.search(line):
+            counts[gpu][name][match[1]] += 1
     return counts
 
 
@@ -121,8 +127,13 @@ def seconds(build: Path) -> dict[str, float]:
     return {row[3]: (int(row[1]) - int(row[0])) / 1000 for row in rows if len(row) > 3}
 
 
-def complaints(kernels: Kernels, listed: list[str], on_tensor_cores: dict[str, dict[str, int]]) -> list[str]:
-    """What is wrong with these kernels. on_tensor_cores: as matrix_instructions counts."""
+def products(instructions: Counter[str]) -> int:
+    """Those of tensor cores."""
+    return instructions["HMMA"] + instructions["HGMMA"]
+
+
+def complaints(kernels: Kernels, listed: list[str], instructions: Instructions) -> list[str]:
+    """What is wrong with these kernels."""
     found = []
     for gpu, names in kernels.items():
         if len(names) > MOST_KERNELS:
@@ -133,8 +144,10 @@ def complaints(kernels: Kernels, listed: list[str], on_tensor_cores: dict[str, d
             )
         for name in names:
             wanted = capability(gpu) >= 80 and ON_TENSOR_CORES.match(name) is not None
-            if wanted != (on_tensor_cores[gpu][name] > 0):
+            if wanted != (products(instructions[gpu][name]) > 0):
                 found.append(f"{gpu}: {name} {'does not use' if wanted else 'uses'} tensor cores")
+            if 0 < instructions[gpu][name]["HGMMA"] <= instructions[gpu][name]["WARPGROUP.DEPBAR"]:
+                found.append(f"{gpu}: {name} waits for each product of a warpgroup")
     return found or ([] if kernels else ["there are no kernels"])
 
 
@@ -149,7 +162,7 @@ def main() -> int:
     """Print the report."""
     build = Path(sys.argv[1])
     times, everything = seconds(build), Kernels()
-    on_tensor_cores: dict[str, dict[str, int]] = {}
+    instructions: Instructions = {}
     recipe = (build / "build.ninja").read_text()  # an object of a source that is gone may lie there still
     for file in sorted(build.glob("CMakeFiles/fusecell_cuda_kernels.dir/**/*.o")):
         if str(file.relative_to(build)) not in recipe:
@@ -159,15 +172,15 @@ def main() -> int:
         print(f"{file.name}: {file.stat().st_size / 1000:.0f} kB, {time:.1f} s")
         for gpu, names in kernels.items():
             everything.setdefault(gpu, {}).update(names)
-            on_tensor_cores.setdefault(gpu, {}).update(matrix[gpu])
+            instructions.setdefault(gpu, {}).update(matrix[gpu])
             for name in sorted(names):
-                print(f"  {gpu:<7} {name}: {names[name]}, {matrix[gpu][name]} of tensor cores")
+                print(f"  {gpu:<7} {name}: {names[name]}, {products(matrix[gpu][name])} of tensor cores")
     modules = [file for file in build.glob("_cuda.*.so")]
     print("".join(f"{file.name}: {file.stat().st_size / 1000:.0f} kB\n" for file in modules), end="")
     print(", ".join(f"{gpu}: {len(names)} kernels" for gpu, names in everything.items()))
 
     listed = listed_kernels((ROOT / "csrc/cuda/kernels.def").read_text(encoding="utf-8"))
-    wrong = complaints(everything, [name for _, name in listed], on_tensor_cores)
+    wrong = complaints(everything, [name for _, name in listed], instructions)
     print("".join(f"{complaint}\n" for complaint in wrong), end="", file=sys.stderr)
     return bool(wrong)
 

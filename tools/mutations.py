@@ -259,6 +259,9 @@ _TENSOR = [
          "(first * kPieces + piece()) * kPiece<S>"),
         ("each warp has the first one's rows", "group_ = warp & ((1 << size.group_shift) - 1);", "group_ = 0;"),
         ("the second operand's places are the first's", "places_->columns[which], tap", "places_->columns[0], tap"),
+        ("every turn of the weights is even", "odd ^= buffer + 1 == buffers;", ""),
+        ("warpgroups' weights come to the first buffer", "places_->weights[buffer]); return;",
+         "places_->weights[0]); return;"),
         ("pixels past the last are stored", "if (n < args.samples) f(i, n,", "f(i, n,"),
     ),
     *_in(
@@ -268,6 +271,7 @@ _TENSOR = [
         ("a stage's copies are not committed",
          "loader.start_next(stage + ahead, next, buffer); device::copy_async_commit();",
          "loader.start_next(stage + ahead, next, buffer);"),
+        ("warpgroups do not wait for the weights", "loader.wait_for_weights(buffer, odd);", ""),
         killer="late copies",
     ),
     *_in(

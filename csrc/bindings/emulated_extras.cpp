@@ -3,6 +3,7 @@
 #include "bindings/emulated_gradient.h"
 #include "bindings/extras.h"
 #include "bindings/gpu.h"
+#include "cuda/tensor_choice.h"
 #include "emulation/controls.h"
 
 namespace fusecell::bindings {
@@ -28,8 +29,21 @@ void define_extras(pybind11::module_& m) {
     result["matrix_products"] = statistics.matrix_products;
     result["warpgroup_products"] = statistics.warpgroup_products;
     result["async_copies"] = statistics.async_copies;
+    result["bulk_copies"] = statistics.bulk_copies;
     return result;
   });
+  // What a convolution on tensor cores takes: rows and pixels of a tile, stages, bytes of shared memory, warpgroups.
+  m.def(
+      "tensor_choice",
+      [](int64_t groups, int64_t pixels, int element_bytes, int shared, bool hopper, int64_t fewest) {
+        const cuda::Architecture gpu = {shared, hopper};
+        const cuda::TileSize size = cuda::tile_size(groups, pixels, fewest);
+        const int buffers = cuda::tensor_buffers(size, gpu);
+        return py::make_tuple(size.rows(), size.pixels(), buffers, cuda::tensor_shared_bytes(size, buffers),
+                              cuda::by_warpgroups(size, element_bytes, gpu));
+      },
+      py::kw_only(), py::arg("groups"), py::arg("pixels"), py::arg("element_bytes") = 2, py::arg("shared") = 228 << 10,
+      py::arg("hopper") = false, py::arg("fewest") = 132);
   m.def("launched_kernels", &emulation::launched_kernels);
   m.def("last_fault", &emulation::last_fault);
   m.def("reset_statistics", &emulation::reset_statistics);

@@ -273,6 +273,51 @@ FUSECELL_DEVICE void copy_async_wait() {
 #endif
 }
 
+// ------------------------------------------------------------------------------------------------- bulk copies
+// Hopper's own, where has_warpgroup_products(): one thread asks for many bytes, which come past registers and the
+// first-level cache. In shared memory: counts what has come to one place, turn after turn.
+struct Arrivals {
+  uint64_t state;
+};
+
+FUSECELL_DEVICE unsigned shared_word(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+
+// By one thread, before the block's next barrier.
+FUSECELL_DEVICE void begin_arrivals(Arrivals* arrivals) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_word(arrivals)) : "memory");
+  show_to_products();  // the unit that copies sees it as they do
+#endif
+}
+// `bytes` from global to shared memory, a multiple of 16 as both addresses, by the one thread whose `begins` is true.
+// One copy is under way to a place at a time. Without a branch: at one, nvcc 13.0 would stop the products under way.
+FUSECELL_DEVICE void copy_bulk(bool begins, void* shared, const void* global, int bytes, Arrivals* arrivals) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile(
+      "{.reg .pred p; setp.ne.u32 p, %0, 0;"
+      "@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%4], %3;"
+      "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%1], [%2], %3, [%4];}" ::"r"(
+          unsigned(begins)),
+      "r"(shared_word(shared)), "l"(global), "r"(bytes), "r"(shared_word(arrivals))
+      : "memory");
+#endif
+}
+// Until the first (even), second (odd) and so on of an Arrivals' copies is there. All threads wait, with a barrier
+// after it.
+FUSECELL_DEVICE void wait_for_bulk(Arrivals* arrivals, bool odd) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  unsigned there;
+  do {
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(there)
+                 : "r"(shared_word(arrivals)), "r"(unsigned(odd))
+                 : "memory");
+  } while (!there);
+#endif
+}
+
 }  // namespace fusecell::device
 
 #else

@@ -8,6 +8,7 @@
 #include "base/arena.h"
 #include "cuda/launch.h"
 #include "cuda/packed.h"
+#include "cuda/tensor_choice.h"
 #include "cuda/tensor_convolution.cuh"
 #include "problem/tiling.h"
 
@@ -109,29 +110,6 @@ Images<S> at_step(Images<S> images, int64_t step) {
 }
 
 // ----------------------------------------------------------------------------------------------------------- weights
-#if !defined(FUSECELL_FEWEST_TILES)
-#define FUSECELL_FEWEST_TILES 132  // an H100's multiprocessors
-#endif
-
-// Of a product of `groups` groups of packed rows: the one that reads least, or a small one where there would be few.
-inline TileSize tile_size(int64_t groups, int64_t pixels) {
-  const TileSize large = groups > 1 ? kSquareTile : kWideTile;
-  const int64_t tiles = ceil_div(groups, int64_t(1) << large.group_shift) * ceil_div(pixels, large.pixels());
-  return tiles < FUSECELL_FEWEST_TILES ? kSmallTile : large;
-}
-
-// Stages in shared memory: as many as two blocks on a multiprocessor have room for, else one. At least so many that the
-// sums can be parked in them.
-inline int tensor_buffers(int shared_of_multiprocessor, const TileSize& size) {
-  constexpr int kOther = 11 << 10;  // of a block: what is static, and what the machine keeps
-  const int least = size.sliced() ? 4 : 2;
-  for (int blocks = 2; blocks > 0; --blocks) {
-    const int buffers = (shared_of_multiprocessor / blocks - kOther) / size.stage_bytes();
-    if (buffers >= least) return std::min(buffers, kMostBuffers);
-  }
-  return least;
-}
-
 template <class S>
 class TensorWeights {
  public:
@@ -178,16 +156,15 @@ class TensorWeights {
   // Without an operand.
   TensorTileArgs<S> tile(const Context& context, int64_t samples) const {
     TensorTileArgs<S> args{};
+    const Architecture gpu = {context.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), context.on_hopper()};
     args.size = size_;
-    args.buffers = tensor_buffers(context.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), size_);
-    args.warpgroups = context.on_hopper() && !size_.sliced();
+    args.buffers = tensor_buffers(size_, gpu);
+    args.warpgroups = by_warpgroups(size_, sizeof(S), gpu);
     args.samples = samples;
     args.pixels = pixels();
     return args;
   }
-  static int shared_bytes(const TensorTileArgs<S>& tile) {
-    return tile.buffers * tile.size.stage_bytes() + kRowsAlignment;
-  }
+  static int shared_bytes(const TensorTileArgs<S>& tile) { return tensor_shared_bytes(tile.size, tile.buffers); }
 
   dim3 grid(int64_t samples) const {
     const int64_t tiles = ceil_div(checked_product("x", {samples, pixels()}), size_.pixels());

@@ -49,7 +49,7 @@ struct TensorTileArgs {
   TensorOperand<S> operand[2];
   TileSize size;
   int buffers;      // stages in shared memory: 2 to 4
-  bool warpgroups;  // multiply by warpgroups, where the code and the elements allow it
+  bool warpgroups;  // multiply by warpgroups, where the code can
   int64_t samples, pixels;
 };
 
@@ -77,8 +77,15 @@ struct alignas(16) TensorColumn {
 template <class S>
 struct TensorPlaces {
   TensorColumn<S> columns[2][kMostTilePixels];
-  Tap taps[kMostBuffers][kPieces];  // of the stage that is started while this buffer's is multiplied
+  Tap taps[kMostBuffers][kPieces];         // of the stage that is started while this buffer's is multiplied
+  device::Arrivals weights[kMostBuffers];  // of warpgroups
 };
+
+// Whether the block multiplies by warpgroups. What follows from it is compiled for 16 bits only.
+template <class S>
+FUSECELL_DEVICE bool by_warpgroups(const TensorTileArgs<S>& args) {
+  return sizeof(S) == 2 && device::has_warpgroup_products() && args.warpgroups;
+}
 
 // The copies of one stage.
 template <class S>
@@ -92,6 +99,7 @@ class TensorLoader {
         offset_(-device::shared_address(dynamic) & (kRowsAlignment - 1)) {
     const int64_t first = int64_t(blockIdx.x) * args.size.pixels();
     const int pixel = int(threadIdx.x);
+    if (by_warpgroups(args) && pixel < args.buffers) device::begin_arrivals(&places->weights[pixel]);
     if (pixel >= args.size.pixels()) return;
     const int64_t n = quotient(first + pixel, args.pixels), p = first + pixel - n * args.pixels;
 #pragma unroll
@@ -117,13 +125,17 @@ class TensorLoader {
   FUSECELL_DEVICE_METHOD void start_next(int stage, int buffer, int multiplied) const {
     start(stage, buffer, places_->taps[multiplied][piece()]);
   }
+  // For warpgroups, of a buffer's first stage, its second (odd) and so on.
+  FUSECELL_DEVICE_METHOD void wait_for_weights(int buffer, bool odd) const {
+    device::wait_for_bulk(&places_->weights[buffer], odd);
+  }
 
  private:
   FUSECELL_DEVICE_METHOD void start(int stage, int buffer, const Tap& tap) const {
     const int of_first = args_.operand[0].stages, which = stage < of_first ? 0 : 1;
     const TensorOperand<S>& operand = args_.operand[which];
     const int local = which == 0 ? stage : stage - of_first, later = stage + args_.buffers - 1;
-    copy_weights(operand, local, weights(buffer));
+    copy_weights(operand, local, buffer);
     if (later < stages() && int(threadIdx.x) < kPieces) {
       device::copy_async_16(&places_->taps[buffer][piece()], taps(later, piece()));
     }
@@ -139,9 +151,15 @@ class TensorLoader {
 
   static FUSECELL_DEVICE_METHOD int piece() { return int(threadIdx.x) % kPieces; }
 
-  FUSECELL_DEVICE_METHOD void copy_weights(const TensorOperand<S>& operand, int stage, S* to) const {
+  // They stand in memory as they will here: for warpgroups, which read what another unit wrote, one copy has them all.
+  FUSECELL_DEVICE_METHOD void copy_weights(const TensorOperand<S>& operand, int stage, int buffer) const {
     const int pieces = args_.size.rows() * kPieces;
     const S* from = operand.weights + (int64_t(blockIdx.y) * operand.stages + stage) * pieces * kPiece<S>;
+    S* to = weights(buffer);
+    if (by_warpgroups(args_)) {
+      device::copy_bulk(threadIdx.x == 0, to, from, pieces * 16, &places_->weights[buffer]);
+      return;
+    }
     for (int i = int(threadIdx.x); i < pieces; i += kThreads) {
       device::copy_async_16(to + i * kPiece<S>, from + i * kPiece<S>);
     }
@@ -154,6 +172,7 @@ class TensorLoader {
     const int64_t stride = operand.images.frames.by.pixel;
     const int first = int(threadIdx.x) / kPieces;
     to += place_of_piece(first, piece()) * kPiece<S>;
+#pragma unroll 1
     for (int r = first; r < args_.size.pixels(); r += kThreads / kPieces) {
       const TensorColumn<S> column = columns[r];
       uint32_t p = 0;
@@ -277,31 +296,28 @@ class WarpSums {
   float sum_[kWarpPixels / 16][kGroupRows / 8][4] = {};
 };
 
-// By warpgroups: 64 pixels times 128 packed rows each, or 128 times 64, as two halves of 64 times 64.
-template <class S>
+// By warpgroups: 64 pixels times 128 packed rows each, or kWide 128 times 64, as two halves of 64 times 64. One shape
+// in a loop: of products in two branches with the same sums, nvcc 13.0 would wait for each before the next.
+template <class S, bool kWide>
 class WarpgroupSums {
  public:
   FUSECELL_DEVICE_METHOD explicit WarpgroupSums(const TileSize& size)
-      : wide_(size.group_shift == 0), pixel_(int(threadIdx.x) / 128 * (size.pixels() / 2)) {}
+      : pixel_(int(threadIdx.x) / 128 * (size.pixels() / 2)) {}
 
   // Has not ended when it returns.
   FUSECELL_DEVICE_METHOD void begin(const S* pixels, const S* weights) {
     constexpr int kRow = kPieces * kPiece<S>;
     const auto x = device::matrix_rows(pixels + pixel_ * kRow), w = device::matrix_rows(weights);
+    const auto more = device::matrix_rows(pixels + (pixel_ + 64) * kRow);
     const S* const type = nullptr;
     device::products_own(sum_);
-    if (wide_) {
-      const auto more = device::matrix_rows(pixels + (pixel_ + 64) * kRow);
-      device::begin_products();  // in either branch: before a branch nvcc 13.0 would add another
+    device::begin_products();
 #pragma unroll
-      for (int k = 0; k < kPieces; k += 2) {
+    for (int k = 0; k < kPieces; k += 2) {
+      if constexpr (kWide) {
         device::warpgroup_multiply_add(x.from_piece(k), w.from_piece(k), sum_[0], type);
         device::warpgroup_multiply_add(more.from_piece(k), w.from_piece(k), sum_[1], type);
-      }
-    } else {
-      device::begin_products();
-#pragma unroll
-      for (int k = 0; k < kPieces; k += 2) {
+      } else {
         device::warpgroup_multiply_add(x.from_piece(k), w.from_piece(k), sum_, type);
       }
     }
@@ -316,11 +332,10 @@ class WarpgroupSums {
   FUSECELL_DEVICE_METHOD ParkedSums parked(Chunk<float, 4>* at) const {
     park(sum_, at + threadIdx.x);
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
-    return {at + threadIdx.x, pixel_ + 16 * warp + lane / 4, wide_ ? 64 : 0, 0, wide_ ? 0 : 1, lane % 4 * kTensorPack};
+    return {at + threadIdx.x, pixel_ + 16 * warp + lane / 4, kWide ? 64 : 0, 0, kWide ? 0 : 1, lane % 4 * kTensorPack};
   }
 
  private:
-  bool wide_;
   int pixel_;
   float sum_[2][8][4] = {};
 };
@@ -336,8 +351,9 @@ FUSECELL_DEVICE void wait_for_oldest(int buffers) {
   }
 }
 
-// multiply(pixels, weights, load_next) for every stage, with one barrier, after which it calls load_next: all have done
-// with the stage before then, whose buffer is the next one's.
+// multiply(buffer, odd, load_next) for every stage, with one barrier, after which it calls load_next: all have done
+// with the stage before then, whose buffer is the next one's. odd: that of the buffer's stages it is the second, fourth
+// ...
 template <class S, class Multiply>
 FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Multiply&& multiply) {
   const int stages = loader.stages(), ahead = buffers - 1;
@@ -346,13 +362,15 @@ FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Mult
     device::copy_async_commit();
   }
   int buffer = 0, next = ahead;  // of the stage that is multiplied, of the one that is loaded
+  bool odd = false;
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
     wait_for_oldest(buffers);
-    multiply(loader.pixels(buffer), loader.weights(buffer), [&] {
+    multiply(buffer, odd, [&] {
       if (stage + ahead < stages) loader.start_next(stage + ahead, next, buffer);
       device::copy_async_commit();
     });
+    odd ^= buffer + 1 == buffers;
     buffer = buffer + 1 < buffers ? buffer + 1 : 0;
     next = next + 1 < buffers ? next + 1 : 0;
   }
@@ -363,10 +381,25 @@ template <bool kSliced, class S>
 FUSECELL_DEVICE ParkedSums sums_by_warps(const TensorTileArgs<S>& args, const TensorLoader<S>& loader,
                                          Chunk<float, 4>* parked) {
   WarpSums<S, kSliced> sums(args.size);
-  for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
+  for_stages(loader, args.buffers, [&](int buffer, bool, auto&& load_next) {
     __syncthreads();
     load_next();
-    sums.take(pixels, weights);
+    sums.take(loader.pixels(buffer), loader.weights(buffer));
+  });
+  return sums.parked(parked);
+}
+
+template <bool kWide, class S>
+FUSECELL_DEVICE ParkedSums sums_by_warpgroups(const TensorTileArgs<S>& args, const TensorLoader<S>& loader,
+                                              Chunk<float, 4>* parked) {
+  WarpgroupSums<S, kWide> sums(args.size);
+  for_stages(loader, args.buffers, [&](int buffer, bool odd, auto&& load_next) {
+    loader.wait_for_weights(buffer, odd);
+    device::show_to_products();
+    __syncthreads();
+    sums.begin(loader.pixels(buffer), loader.weights(buffer));
+    load_next();
+    sums.end();
   });
   return sums.parked(parked);
 }
@@ -380,16 +413,9 @@ FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorPlac
   device::let_next_launch_begin();
   __syncthreads();
   if constexpr (sizeof(S) == 2) {
-    if (device::has_warpgroup_products() && args.warpgroups) {
-      WarpgroupSums<S> sums(args.size);
-      for_stages(loader, args.buffers, [&](const S* pixels, const S* weights, auto&& load_next) {
-        device::show_to_products();
-        __syncthreads();
-        sums.begin(pixels, weights);
-        load_next();
-        sums.end();
-      });
-      return sums.parked(parked);
+    if (by_warpgroups(args)) {
+      if (args.size.group_shift == 0) return sums_by_warpgroups<true>(args, loader, parked);
+      return sums_by_warpgroups<false>(args, loader, parked);
     }
   }
   if (args.size.sliced()) return sums_by_warps<true>(args, loader, parked);

@@ -1,5 +1,6 @@
 #include "emulation/block.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <exception>
@@ -50,6 +51,7 @@ void Thread::begin(unsigned number_in_block, const Extent& block) {
   index = place(number, block);
   copies.clear();
   committed = 0;
+  bulk.clear();
   products.clear();
   committed_products = 0;
 }
@@ -76,6 +78,7 @@ void Block::begin_block(uint64_t number) {
 void Block::call_kernel() {
   try {
     kernel_->call(kernel_->arguments);
+    if (!current_thread->bulk.empty()) fail("a thread ended with a bulk copy under way");
   } catch (const Abandoned&) {  // noted already
   } catch (const std::exception& error) {
     const Unseen unseen;
@@ -309,6 +312,34 @@ void Block::arrive_copy(void* shared, const void* global) {
   } else {
     std::memset(shared, 0, 16);
   }
+}
+
+void Block::copy_bulk(void* shared, const void* global, size_t bytes, uint64_t* begun) {
+  if (bytes % 16 != 0) fail("copy_bulk: the bytes are no multiple of 16");
+  if (!aligned(shared)) fail("copy_bulk: the shared address is not aligned to 16 bytes");
+  if (!aligned(global)) fail("copy_bulk: the global address is not aligned to 16 bytes");
+  if (!inside_shared(shared, bytes)) fail("copy_bulk: the bytes to be written are not in a shared array");
+  if (!inside_shared(begun, sizeof *begun)) fail("copy_bulk: the arrivals are not in a shared array");
+  if (*begun == ~uint64_t{0}) fail("copy_bulk: the arrivals were not begun");
+  Thread& thread = *current_thread;
+  for (const BulkCopy& copy : thread.bulk) {
+    if (copy.place == begun) fail("copy_bulk: nobody has waited for the copy before");
+  }
+  ++thread.bulk_copies;
+  thread.bulk.push_back({shared, global, bytes, begun, (*begun)++ % 2 == 1});
+  if (controls_.copies == Copies::eager) std::memcpy(shared, global, bytes);
+}
+
+// Others than the thread that began the copy see it after the next barrier only: on a GPU they wait, too.
+void Block::wait_for_bulk(const uint64_t* place, bool odd) {
+  Thread& thread = *current_thread;
+  if (thread.bulk_copies == 0) return;
+  const auto copy =
+      std::find_if(thread.bulk.begin(), thread.bulk.end(), [&](const BulkCopy& c) { return c.place == place; });
+  if (copy == thread.bulk.end()) fail("wait_for_bulk: no copy is under way");
+  if (copy->odd != odd) fail("wait_for_bulk: the copy under way is of another turn");
+  if (controls_.copies == Copies::late) std::memcpy(copy->shared, copy->global, copy->bytes);
+  thread.bulk.erase(copy);
 }
 
 void Block::store_global(void* to, const void* from, size_t bytes) {

@@ -38,6 +38,14 @@ struct Copy {
   uint64_t group;
 };
 
+struct BulkCopy {
+  void* shared;
+  const void* global;
+  size_t bytes;
+  const uint64_t* place;  // whose copies they are
+  bool odd;               // the second, fourth and so on of that place
+};
+
 // 64 x 8 n, with 16 elements of 16 bits of each row of both.
 struct WarpgroupProduct {
   Rows a, b;
@@ -52,7 +60,9 @@ struct Thread {
   unsigned number;
   std::vector<Copy> copies = {};                // late ones that no wait has covered
   uint64_t committed = 0;                       // groups
+  std::vector<BulkCopy> bulk = {};              // that nobody has waited for
   int64_t async_copies = 0;                     // of the launch
+  int64_t bulk_copies = 0;                      // the same
   int64_t warpgroup_products = 0;               // the same
   std::vector<WarpgroupProduct> products = {};  // as copies
   uint64_t committed_products = 0;
@@ -105,6 +115,8 @@ class Block {
   void copy_async(void* shared, const void* global);
   void store_global(void* to, const void* from, size_t bytes);
   void copy_wait(int newest);
+  void copy_bulk(void* shared, const void* global, size_t bytes, uint64_t* begun);
+  void wait_for_bulk(const uint64_t* begun, bool odd);
 
   Statistics statistics = {};
   std::string fault;  // of this launch; "" while all is well

@@ -41,7 +41,8 @@ struct Statistics {
   int64_t matrix_products;
   int64_t warpgroup_products;  // a thread's counts once
   int64_t async_copies;        // of 16 bytes each, at the call
-  int64_t most_threads;        // in a block
+  int64_t bulk_copies;
+  int64_t most_threads;  // in a block
 };
 Statistics statistics();
 std::map<std::string, int64_t> launched_kernels();  // launches by name

@@ -82,6 +82,10 @@ void copy_commit() {
   ++current_thread->committed;
 }
 void copy_wait(int newest) { block().copy_wait(newest); }
+void copy_bulk(void* shared, const void* global, size_t bytes, uint64_t* begun) {
+  block().copy_bulk(shared, global, bytes, begun);
+}
+void wait_for_bulk(const uint64_t* begun, bool odd) { block().wait_for_bulk(begun, odd); }
 
 // ------------------------------------------------------------------------------------------ controls, statistics
 namespace {
@@ -223,6 +227,7 @@ bool run(const Kernel& kernel) {
   all.statistics.matrix_loads += done.matrix_loads;
   all.statistics.matrix_products += done.matrix_products;
   all.statistics.async_copies += done.async_copies;
+  all.statistics.bulk_copies += done.bulk_copies;
   all.statistics.warpgroup_products += done.warpgroup_products;
   all.statistics.most_threads = std::max(all.statistics.most_threads, done.most_threads);
   if (!fault.empty()) all.fault = fault;

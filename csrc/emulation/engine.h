@@ -43,6 +43,8 @@ void* dynamic_shared();
 void copy_async(void* shared, const void* global);  // null: zeros
 void copy_commit();
 void copy_wait(int newest);
+void copy_bulk(void* shared, const void* global, size_t bytes, uint64_t* begun);
+void wait_for_bulk(const uint64_t* begun, bool odd);          // of the thread that began them; others pass
 void store_global(void* to, const void* from, size_t bytes);  // at an address that is a multiple of `bytes`
 
 }  // namespace fusecell::emulation

@@ -61,6 +61,7 @@ class FibreBlock final : public Block {
     leave();
     for (const auto& fibre : fibres_) {
       statistics.async_copies += std::exchange(fibre->thread.async_copies, 0);
+      statistics.bulk_copies += std::exchange(fibre->thread.bulk_copies, 0);
       statistics.warpgroup_products += std::exchange(fibre->thread.warpgroup_products, 0);
     }
     end_launch();

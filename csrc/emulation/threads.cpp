@@ -82,6 +82,7 @@ class Team final : public Block {
     const Unseen unseen;
     const std::lock_guard held(mutex_);
     statistics.async_copies += std::exchange(thread.async_copies, 0);
+    statistics.bulk_copies += std::exchange(thread.bulk_copies, 0);
     statistics.warpgroup_products += std::exchange(thread.warpgroup_products, 0);
     --running_;
     if (++done_ < threads_) {
@@ -199,6 +200,7 @@ std::string run_threads(const Kernel& kernel, const Controls& controls, Statisti
     statistics.matrix_loads += team.statistics.matrix_loads;
     statistics.matrix_products += team.statistics.matrix_products;
     statistics.async_copies += team.statistics.async_copies;
+    statistics.bulk_copies += team.statistics.bulk_copies;
     statistics.warpgroup_products += team.statistics.warpgroup_products;
     statistics.most_threads = team.statistics.most_threads;
   }

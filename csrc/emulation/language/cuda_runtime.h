@@ -114,6 +114,15 @@ inline void copy_async_16_or_zero(void* shared, const void* global, bool inside)
 }
 inline void copy_async_commit() { emulation::copy_commit(); }
 
+struct Arrivals {
+  uint64_t begun;  // copies
+};
+inline void begin_arrivals(Arrivals* arrivals) { arrivals->begun = 0; }
+inline void copy_bulk(bool begins, void* shared, const void* global, int bytes, Arrivals* arrivals) {
+  if (begins) emulation::copy_bulk(shared, global, static_cast<size_t>(bytes), &arrivals->begun);
+}
+inline void wait_for_bulk(Arrivals* arrivals, bool odd) { emulation::wait_for_bulk(&arrivals->begun, odd); }
+
 template <int kWords>
 void store_global(void* to, const uint32_t (&word)[kWords]) {
   emulation::store_global(to, word, sizeof word);
