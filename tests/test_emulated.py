@@ -135,7 +135,9 @@ def test_hopper_has_the_bits_of_its_portable_twin(shape: tuple[int, ...], dtype:
         counts.append(_emulated.statistics()["warpgroup_products"])
         assert same_bits(got, portable)
     assert counts[0] == counts[1]
-    assert (counts[0] > 0) == (shape != (1, 3, 5, 4, 5))
+    # The small tile's convolutions have none: two weights' gradients, 2 stages of 2 products each, by 256 threads.
+    of_gradients = 2 * 2 * 2 * 256
+    assert counts[0] == of_gradients if shape == (1, 3, 5, 4, 5) else counts[0] > of_gradients
 
 
 def up(n: int, by: int) -> int:
