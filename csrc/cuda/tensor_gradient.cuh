@@ -202,7 +202,7 @@ class Fragments<float> {
 template <class S>
 class GradientByWarps {
  public:
-  static constexpr int kDown = 4, kAcross = 4;  // a thread's sums: so many times 4
+  static constexpr int kDown = 4, kAcross = 4;  // runs of rows and columns of a thread's sums, 4 where two meet
 
   FUSECELL_DEVICE_METHOD GradientByWarps(const Fragments<S>& fragments, int) : fragments_(fragments) {}
 
@@ -332,7 +332,7 @@ class TensorGradientBlock {
     find_taps();
     find_columns(0);
     __syncthreads();
-    if constexpr (kWarpgroups) {  // nvcc 13.0 has every product end at once where others than these begin on condition
+    if constexpr (kWarpgroups) {  // else products began on a condition, and nvcc 13.0 would wait for each at once
 #pragma unroll 1
       for (; next < ahead; ++next) start(next);
     }
@@ -361,13 +361,13 @@ class TensorGradientBlock {
     const int64_t end = first_pixel() + args_.pixels_per_part, total = args_.samples * args_.pixels;
     return end < total ? end : total;
   }
-  static FUSECELL_DEVICE_METHOD int to_aligned(const unsigned char* shared) {
-    return -device::shared_address(shared) & (kPanelsAlignment - 1);
-  }
   FUSECELL_DEVICE_METHOD int first_row() const { return int(blockIdx.y) * (kWarpRows << args_.row_shift); }
   FUSECELL_DEVICE_METHOD int pieces() const { return tensor_tile_columns(args_.row_shift) / kPiece<S>; }  // of the tile
   FUSECELL_DEVICE_METHOD int warp_down() const { return int(threadIdx.x) >> 5 & ((1 << args_.row_shift) - 1); }
   FUSECELL_DEVICE_METHOD int warp_across() const { return int(threadIdx.x) >> 5 >> args_.row_shift; }
+  static FUSECELL_DEVICE_METHOD int to_aligned(const unsigned char* shared) {
+    return -device::shared_address(shared) & (kPanelsAlignment - 1);
+  }
   FUSECELL_DEVICE_METHOD int stage_size() const { return tensor_stage<S>(args_.row_shift); }
   FUSECELL_DEVICE_METHOD int dz_size() const { return kPixels * (kWarpRows << args_.row_shift); }  // of a stage
 
