@@ -114,6 +114,30 @@ __global__ void product(const S* a, const S* b, float* d) {
   for (unsigned i = 0; i < 4; ++i) d[place(i)] = sum[i];
 }
 
+// d = a^T b of one warpgroup, 16 of 32 rows, from kFrom on: a has 64 columns, which are one panel, b 128, which are
+// two. They lie in shared memory as the PTX manual has operands that are "MN" major, with 128 bytes of swizzling.
+template <class S, int kFrom>
+__global__ void product_of_columns(const S* a, const S* b, float* d) {
+  constexpr unsigned kPanel = 32 * 64;
+  FUSECELL_SHARED(S, tile, 3 * kPanel);
+  for (unsigned i = threadIdx.x; i < 3 * kPanel; i += 128) {
+    const unsigned panel = i / kPanel, row = i % kPanel / 64, column = i % 64;
+    const unsigned place = row * 64 + (column / 8 ^ row % 8) * 8 + column % 8;
+    tile[panel * kPanel + place] = panel == 0 ? a[row * 64 + column] : b[row * 128 + (panel - 1) * 64 + column];
+  }
+  __syncthreads();
+  const auto left = device::matrix_columns(tile, kPanel * 2), right = device::matrix_columns(tile + kPanel, kPanel * 2);
+  float sum[2][8][4] = {};
+  device::warpgroup_multiply_add(left.from_row(kFrom), right.from_row(kFrom), sum, a);
+  device::commit_products();
+  device::wait_for_products<0>();
+  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (unsigned i = 0; i < 64; ++i) {
+    const unsigned row = 16 * warp + lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + 2 * (lane % 4) + i % 2;
+    d[128 * row + column] = sum[i / 32][i / 4 % 8][i % 4];
+  }
+}
+
 __global__ void leave_before_product(float* y) {
   if (threadIdx.x % 32 == 7 && threadIdx.x >= 32) return;
   const uint32_t a[4] = {}, b[2] = {};
@@ -380,6 +404,23 @@ int multiply() {
   return answer(d == expected && fusecell::emulation::statistics().matrix_products == 1);
 }
 
+template <int kFrom>
+int multiply_columns() {
+  using S = fusecell::bfloat16;
+  std::vector<S> a(32 * 64), b(32 * 128);
+  std::vector<float> d(64 * 128), expected(64 * 128);
+  for (size_t i = 0; i < a.size(); ++i) a[i] = fusecell::narrow<S>(static_cast<float>(int(i * 17 % 41) - 20));
+  for (size_t i = 0; i < b.size(); ++i) b[i] = fusecell::narrow<S>(static_cast<float>(int(i * 29 % 43) - 20));
+  for (size_t i = 0; i < d.size(); ++i) {
+    for (size_t k = kFrom; k < kFrom + 16 && k < 32; ++k)
+      expected[i] += widen(a[k * 64 + i / 128]) * widen(b[k * 128 + i % 128]);
+  }
+  const auto error =
+      launch("product_of_columns", product_of_columns<S, kFrom>, 1, 128, nullptr, a.data(), b.data(), d.data());
+  if (error != cudaSuccess) return failed(error);
+  return answer(d == expected && fusecell::emulation::statistics().warpgroup_products == 128);
+}
+
 template <Pipeline kKind>
 int run_pipeline() {
   const int chunks = 5, floats = 256;
@@ -600,6 +641,9 @@ const std::map<std::string, int (*)()> kProbes = {
     {"load_matrices", load_matrices},
     {"multiply_bfloat16", multiply<fusecell::bfloat16>},
     {"multiply_float16", multiply<fusecell::float16>},
+    {"multiply_columns", multiply_columns<16>},
+    {"columns_from_within_a_turn", multiply_columns<4>},
+    {"columns_past_the_end", multiply_columns<24>},
     {"leave_before_product", [] { return of_floats("leave_before_product", leave_before_product, 1, 64); }},
     {"product_meets_shuffle", [] { return of_floats("product_meets_shuffle", product_meets_shuffle, 1, 32); }},
     {"product_of_half_a_warp", [] { return of_floats("leave_before_product", leave_before_product, 1, 16); }},

@@ -307,6 +307,17 @@ _TENSOR = [
         ("no barrier before the places are read", "find_columns(0); __syncthreads();", "find_columns(0);"),
         ("no barrier between two stages", "wait(); __syncthreads();", "wait();"),
         ("the last part goes on past the end", "return end < total ? end : total;", "return total + 0 * end;"),
+        ("warpgroups multiply dz by dz", "(1 << row_shift_) + first_column() / 64", "first_column() / 64"),
+        ("warpgroups multiply one stage again and again", "stage_ += by;", "(void)by;"),
+        ("of 128 rows of a warpgroup the first 64 twice", "panel(tiles, first_row() / 64 + 1)",
+         "panel(tiles, first_row() / 64)"),
+        ("warpgroups beside each other have the same columns", "row_shift_ == 0 ? int(threadIdx.x) / 128 * 128 : 0",
+         "0"),
+    ),
+    *_in(
+        "tensor_gradient", "cuda/tensor_gradient.cuh",
+        ("products of warpgroups are not waited for", "device::wait_for_products<0>();", ""),
+        killer="late copies",
     ),
     *_in(
         "tensor_gradient", "cuda/tensor_conv2d.cu",

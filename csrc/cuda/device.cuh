@@ -118,16 +118,30 @@ FUSECELL_DEVICE constexpr bool has_warpgroup_products() {
 
 // Rows of 128 bytes in shared memory from a multiple of 1024 on, piece p of row r at place p ^ (r % 8).
 struct MatrixRows {
+  static constexpr int kTransposed = 0;
   uint64_t descriptor;
 
   // As from the row's piece `piece` on.
   FUSECELL_DEVICE_METHOD MatrixRows from_piece(int piece) const { return {descriptor + uint64_t(piece)}; }
 };
-template <class S>
-FUSECELL_DEVICE MatrixRows matrix_rows(const S* first) {
+// Columns of them, of 16 bits: panels of such rows, each with the next 64 columns.
+struct MatrixColumns {
+  static constexpr int kTransposed = 1;
+  uint64_t descriptor;
+
+  // As from row `row` of each panel on, a multiple of 8.
+  FUSECELL_DEVICE_METHOD MatrixColumns from_row(int row) const { return {descriptor + uint64_t(row) * (128 >> 4)}; }
+};
+// next_panel: bytes from a panel to the next, over 16; of rows it is not read.
+FUSECELL_DEVICE uint64_t matrix_descriptor(const void* first, uint64_t next_panel) {
   constexpr uint64_t kEightRows = 1024 >> 4, kTurned128 = 1;  // bytes from 8 rows to the next 8; how places are turned
   const uint64_t address = static_cast<uint64_t>(__cvta_generic_to_shared(first));
-  return {(address & 0x3FFFF) >> 4 | uint64_t(1) << 16 | kEightRows << 32 | kTurned128 << 62};
+  return (address & 0x3FFFF) >> 4 | next_panel << 16 | kEightRows << 32 | kTurned128 << 62;
+}
+FUSECELL_DEVICE MatrixRows matrix_rows(const void* first) { return {matrix_descriptor(first, 1)}; }
+// panel_bytes: from a panel to the next, a multiple of 1024.
+FUSECELL_DEVICE MatrixColumns matrix_columns(const void* first, int panel_bytes) {
+  return {matrix_descriptor(first, uint64_t(panel_bytes) >> 4)};
 }
 
 // Before the first product that reads registers, or shared memory that other instructions wrote.
@@ -165,7 +179,8 @@ FUSECELL_DEVICE void products_own(float (&sum)[2][8][4]) {
 }
 
 // sum += a b^T: 64 rows of a times 64 rows of b, or 128 in two halves, over 32 bytes of each. A lane's sums: of its
-// warp's 16 rows of a row lane / 4, rows 8 j + 2 (lane % 4) and the next of b; then row lane / 4 + 8.
+// warp's 16 rows of a row lane / 4, rows 8 j + 2 (lane % 4) and the next of b; then row lane / 4 + 8. Of MatrixColumns
+// the same with columns for rows, over 16 rows of each.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FUSECELL_FOUR_SUMS(s) "+f"((s)[0]), "+f"((s)[1]), "+f"((s)[2]), "+f"((s)[3])
 #define FUSECELL_SUMS(s)                                                                                          \
@@ -180,32 +195,32 @@ FUSECELL_DEVICE void products_own(float (&sum)[2][8][4]) {
 #define FUSECELL_MULTIPLY_64(type)                                                                \
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FUSECELL_FIRST_32 \
                "}, "                                                                              \
-               "%32, %33, 1, 1, 1, 0, 0;"                                                         \
+               "%32, %33, 1, 1, 1, %34, %34;"                                                     \
                : FUSECELL_SUMS(sum)                                                               \
-               : "l"(a.descriptor), "l"(b.descriptor))
+               : "l"(a.descriptor), "l"(b.descriptor), "n"(Matrix::kTransposed))
 #define FUSECELL_MULTIPLY_128(type)                                                                \
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" FUSECELL_FIRST_32 \
-               ", " FUSECELL_NEXT_32 "}, %64, %65, 1, 1, 1, 0, 0;"                                 \
+               ", " FUSECELL_NEXT_32 "}, %64, %65, 1, 1, 1, %66, %66;"                             \
                : FUSECELL_SUMS(sum[0]), FUSECELL_SUMS(sum[1])                                      \
-               : "l"(a.descriptor), "l"(b.descriptor))
+               : "l"(a.descriptor), "l"(b.descriptor), "n"(Matrix::kTransposed))
 #else
 #define FUSECELL_MULTIPLY_64(type)
 #define FUSECELL_MULTIPLY_128(type)
 #endif
-FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],
-                                            const bfloat16*) {
+template <class Matrix>
+FUSECELL_DEVICE void warpgroup_multiply_add(const Matrix& a, const Matrix& b, float (&sum)[8][4], const bfloat16*) {
   FUSECELL_MULTIPLY_64("bf16");
 }
-FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4],
-                                            const float16*) {
+template <class Matrix>
+FUSECELL_DEVICE void warpgroup_multiply_add(const Matrix& a, const Matrix& b, float (&sum)[8][4], const float16*) {
   FUSECELL_MULTIPLY_64("f16");
 }
-FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4],
-                                            const bfloat16*) {
+template <class Matrix>
+FUSECELL_DEVICE void warpgroup_multiply_add(const Matrix& a, const Matrix& b, float (&sum)[2][8][4], const bfloat16*) {
   FUSECELL_MULTIPLY_128("bf16");
 }
-FUSECELL_DEVICE void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4],
-                                            const float16*) {
+template <class Matrix>
+FUSECELL_DEVICE void warpgroup_multiply_add(const Matrix& a, const Matrix& b, float (&sum)[2][8][4], const float16*) {
   FUSECELL_MULTIPLY_128("f16");
 }
 

@@ -5,8 +5,11 @@
 //
 // Method: 8 warps of 64 rows by 32 columns each. Both operands lie in global memory as [pixel][channel], which is the
 // transpose of what a product wants; they are copied as they lie, 16 bytes at a time, several stages ahead, and turned
-// on the way from shared memory into registers. A thread copies one piece of 16 bytes of every so many pixels, so that
-// its tap stays in registers; where its pixels stand in the images is found once for all that copy them.
+// on the way from shared memory into registers, or, by warpgroups, by the products themselves. A thread copies one
+// piece of 16 bytes of every so many pixels, so that its tap stays in registers; where its pixels stand in the images
+// is found once for all that copy them.
+
+#include <type_traits>
 
 #include "cell/gates.h"
 #include "cuda/gather.cuh"
@@ -23,7 +26,8 @@ constexpr int kWarpRows = 64, kWarpColumns = 32;
 constexpr int kTileValues = kThreads / 32 * kWarpRows * kWarpColumns;
 template <class S>
 constexpr int kStagePixels = 64 / int(sizeof(S));
-constexpr int kColumnWindow = 128;  // pixels whose places are found at once: several stages
+constexpr int kColumnWindow = 128;      // pixels whose places are found at once: several stages
+constexpr int kPanelsAlignment = 1024;  // of what warpgroups multiply: 8 rows of a panel
 
 template <class S>
 struct TensorGradientArgs {
@@ -42,6 +46,7 @@ struct TensorGradientArgs {
   float* bias_partial;      // [gridDim.z][rows]: sums of dz; null: not wanted
   int row_shift;            // the tile has kWarpRows << row_shift rows, row_shift being 0, 1 or 2
   int buffers;              // 2 to kMostBuffers
+  bool warpgroups;          // multiply by warpgroups, where the code and the elements allow it
 };
 
 FUSECELL_HD int tensor_tile_columns(int row_shift) { return kTileValues / (kWarpRows << row_shift); }
@@ -50,7 +55,7 @@ template <class S>
 FUSECELL_HD int tensor_stage(int row_shift) {
   return kStagePixels<S> * ((kWarpRows << row_shift) + tensor_tile_columns(row_shift));
 }
-// Dynamic shared memory: stages, two windows of places, and the taps of the tile's pieces.
+// Dynamic shared memory: stages, two windows of places, and the taps of the tile's pieces; without what aligns panels.
 template <class S>
 FUSECELL_HD int tensor_gradient_shared(int row_shift, int buffers) {
   return buffers * tensor_stage<S>(row_shift) * int(sizeof(S)) + 2 * kColumnWindow * int(sizeof(Column<S>)) +
@@ -193,15 +198,124 @@ class Fragments<float> {
   int down_, across_, lane_, left_, right_;
 };
 
+// The sums of a tile by warps: those of Fragments.
 template <class S>
+class GradientByWarps {
+ public:
+  static constexpr int kDown = 4, kAcross = 4;  // runs of rows and columns of a thread's sums, 4 where two meet
+
+  FUSECELL_DEVICE_METHOD GradientByWarps(const Fragments<S>& fragments, int) : fragments_(fragments) {}
+
+  FUSECELL_DEVICE_METHOD const Fragments<S>& fragments() const { return fragments_; }
+
+  FUSECELL_DEVICE_METHOD void begin(const S*) {}
+  FUSECELL_DEVICE_METHOD void end(const S* tiles) {
+    const S* const type = nullptr;
+#pragma unroll
+    for (int step = 0; step < kStagePixels<S> / Fragments<S>::kDepth; ++step) {
+      uint32_t a[2][4], b[4][2];
+      fragments_.right(tiles, step, b);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) device::round_elements(b[j], type);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i % 2 == 0) fragments_.left(tiles, step, i / 2, a);
+        device::round_elements(a[i % 2], type);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) device::multiply_add(a[i % 2], b[j], sum_[i][j], type);
+      }
+    }
+  }
+  FUSECELL_DEVICE_METHOD void advance(int by) { fragments_.advance(by); }
+
+  FUSECELL_DEVICE_METHOD int row(int i, int, int e) const { return fragments_.row(i, e); }
+  FUSECELL_DEVICE_METHOD int column(int j, int e) const { return fragments_.column(j, e); }
+  FUSECELL_DEVICE_METHOD float at(int i, int j, int e) const { return sum_[i][j][e]; }
+
+ private:
+  Fragments<S> fragments_;
+  float sum_[kDown][kAcross][4] = {};
+};
+
+// The same by warpgroups: 64 rows by 128 columns each, or 128 by 64, as two halves of 64 by 64. The stage's panels are
+// their operands as they are: 16 pixels a product.
+template <class S>
+class GradientByWarpgroups {
+ public:
+  static constexpr int kDown = 1, kAcross = 16;
+
+  // fragments: for the bias's sums.
+  FUSECELL_DEVICE_METHOD GradientByWarpgroups(const Fragments<S>& fragments, int row_shift)
+      : fragments_(fragments), row_shift_(row_shift) {}
+
+  FUSECELL_DEVICE_METHOD const Fragments<S>& fragments() const { return fragments_; }
+
+  // Has not ended when it returns.
+  FUSECELL_DEVICE_METHOD void begin(const S* tiles) {
+    const auto dz = panel(tiles, first_row() / 64), image = panel(tiles, (1 << row_shift_) + first_column() / 64);
+    const S* const type = nullptr;
+    device::products_own(sum_);
+    if (high()) {
+      const auto more = panel(tiles, first_row() / 64 + 1);
+      device::begin_products();  // this and the commit in either branch: outside, nvcc 13.0 would add others
+#pragma unroll
+      for (int k = 0; k < kStagePixels<S>; k += 16) {
+        device::warpgroup_multiply_add(dz.from_row(k), image.from_row(k), sum_[0], type);
+        device::warpgroup_multiply_add(more.from_row(k), image.from_row(k), sum_[1], type);
+      }
+      device::commit_products();
+    } else {
+      device::begin_products();
+#pragma unroll
+      for (int k = 0; k < kStagePixels<S>; k += 16) {
+        device::warpgroup_multiply_add(dz.from_row(k), image.from_row(k), sum_, type);
+      }
+      device::commit_products();
+    }
+  }
+  FUSECELL_DEVICE_METHOD void end(const S*) {
+    device::wait_for_products<0>();
+    device::products_own(sum_);
+  }
+  FUSECELL_DEVICE_METHOD void advance(int by) {
+    stage_ += by;
+    fragments_.advance(by);
+  }
+
+  FUSECELL_DEVICE_METHOD int row(int, int j, int e) const {
+    const int thread = int(threadIdx.x);
+    return first_row() + (high() ? j / 8 * 64 : 0) + thread / 32 % 4 * 16 + thread % 32 / 4 + e / 2 * 8;
+  }
+  FUSECELL_DEVICE_METHOD int column(int j, int e) const {
+    return first_column() + (high() ? j % 8 : j) * 8 + int(threadIdx.x) % 4 * 2 + e % 2;
+  }
+  FUSECELL_DEVICE_METHOD float at(int, int j, int e) const { return sum_[j / 8][j % 8][e]; }
+
+ private:
+  static constexpr int kPanel = kStagePixels<S> * kPanelRow<S>;  // 64 rows or columns
+
+  FUSECELL_DEVICE_METHOD bool high() const { return row_shift_ == 2; }
+  // Of the warpgroup: below the other's, or, of a tile of 64 rows, beside them.
+  FUSECELL_DEVICE_METHOD int first_row() const { return int(threadIdx.x) / 128 * 64 * row_shift_; }
+  FUSECELL_DEVICE_METHOD int first_column() const { return row_shift_ == 0 ? int(threadIdx.x) / 128 * 128 : 0; }
+  FUSECELL_DEVICE_METHOD device::MatrixColumns panel(const S* tiles, int which) const {
+    return device::matrix_columns(tiles + stage_ + which * kPanel, kPanel * int(sizeof(S)));
+  }
+
+  Fragments<S> fragments_;
+  int row_shift_, stage_ = 0;
+  float sum_[2][8][4] = {};
+};
+
+template <class S, bool kWarpgroups>
 class TensorGradientBlock {
  public:
   FUSECELL_DEVICE_METHOD TensorGradientBlock(const TensorGradientArgs<S>& args, unsigned char* shared)
       : args_(args),
-        tiles_(reinterpret_cast<S*>(shared)),
+        tiles_(reinterpret_cast<S*>(shared + (kWarpgroups ? to_aligned(shared) : 0))),
         columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * stage_size())),
         taps_(reinterpret_cast<Tap*>(columns_ + 2 * kColumnWindow)),
-        fragments_(warp_down(), warp_across(), dz_size()) {
+        sums_({warp_down(), warp_across(), dz_size()}, args.row_shift) {
     const Lines dz = dz_lines(), image = image_lines();
     const int64_t row = first_row() + dz.piece * kPiece<S>;
     // Past the last any: nobody stores what becomes of it.
@@ -214,24 +328,24 @@ class TensorGradientBlock {
 
   FUSECELL_DEVICE_METHOD void run() {
     const int ahead = args_.buffers - 1;
+    int next = 0;
     find_taps();
     find_columns(0);
     __syncthreads();
+    if constexpr (kWarpgroups) {  // else products began on a condition, and nvcc 13.0 would wait for each at once
 #pragma unroll 1
-    for (int next = 0; left_ > -ahead * kPixels; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
-      if (next >= ahead) {
+      for (; next < ahead; ++next) start(next);
+    }
+#pragma unroll 1
+    for (; left_ > -ahead * kPixels; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
+      const bool multiplies = kWarpgroups || next >= ahead;
+      if (multiplies) {
         wait();
         __syncthreads();  // that stage is there for all, and nobody reads the one before: its buffer is free
+        sums_.begin(tiles_);
       }
-      // The other window of places was last read before that barrier.
-      if (next % kStagesOfWindow == 0) find_columns(next / kStagesOfWindow + 1);
-      if (left_ > 0) {
-        fetch_dz();
-        fetch_image();
-      }
-      device::copy_async_commit();  // past the last stage nothing, since wait() counts groups
-      advance();
-      if (next >= ahead) multiply();
+      start(next);
+      if (multiplies) end_stage();
     }
     store();
   }
@@ -239,7 +353,7 @@ class TensorGradientBlock {
  private:
   static constexpr int kPixels = kStagePixels<S>, kStagesOfWindow = kColumnWindow / kPixels;
   static_assert(kStagesOfWindow >= kMostBuffers);  // a barrier comes before the second window is read
-  static constexpr const S* kType = nullptr;
+  using Sums = std::conditional_t<kWarpgroups, GradientByWarpgroups<S>, GradientByWarps<S>>;
 
   // ----------------------------------------------------------------------------------------- what this block sums
   FUSECELL_DEVICE_METHOD int64_t first_pixel() const { return int64_t(blockIdx.z) * args_.pixels_per_part; }
@@ -251,6 +365,9 @@ class TensorGradientBlock {
   FUSECELL_DEVICE_METHOD int pieces() const { return tensor_tile_columns(args_.row_shift) / kPiece<S>; }  // of the tile
   FUSECELL_DEVICE_METHOD int warp_down() const { return int(threadIdx.x) >> 5 & ((1 << args_.row_shift) - 1); }
   FUSECELL_DEVICE_METHOD int warp_across() const { return int(threadIdx.x) >> 5 >> args_.row_shift; }
+  static FUSECELL_DEVICE_METHOD int to_aligned(const unsigned char* shared) {
+    return -device::shared_address(shared) & (kPanelsAlignment - 1);
+  }
   FUSECELL_DEVICE_METHOD int stage_size() const { return tensor_stage<S>(args_.row_shift); }
   FUSECELL_DEVICE_METHOD int dz_size() const { return kPixels * (kWarpRows << args_.row_shift); }  // of a stage
 
@@ -273,6 +390,7 @@ class TensorGradientBlock {
     if (args_.buffers == 2) device::copy_async_wait<0>();
     if (args_.buffers == 3) device::copy_async_wait<1>();
     if (args_.buffers == 4) device::copy_async_wait<2>();
+    if constexpr (kWarpgroups) device::show_to_products();
   }
 
   FUSECELL_DEVICE_METHOD void find_taps() const {
@@ -329,6 +447,17 @@ class TensorGradientBlock {
     }
   }
 
+  FUSECELL_DEVICE_METHOD void start(int stage) {
+    // The other window of places was last read before the latest barrier.
+    if (stage % kStagesOfWindow == 0) find_columns(stage / kStagesOfWindow + 1);
+    if (left_ > 0) {
+      fetch_dz();
+      fetch_image();
+    }
+    device::copy_async_commit();  // past the last stage nothing, since wait() counts groups
+    advance();
+  }
+
   // From a place to the same in the next buffer.
   FUSECELL_DEVICE_METHOD int to_next(int place) const {
     const int size = stage_size(), last = (args_.buffers - 1) * size;
@@ -345,23 +474,10 @@ class TensorGradientBlock {
   }
 
   // -------------------------------------------------------------------------------------------------------- products
-  FUSECELL_DEVICE_METHOD void multiply() {
-#pragma unroll
-    for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
-      uint32_t a[2][4], b[4][2];
-      fragments_.right(tiles_, step, b);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) device::round_elements(b[j], kType);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i % 2 == 0) fragments_.left(tiles_, step, i / 2, a);
-        device::round_elements(a[i % 2], kType);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) device::multiply_add(a[i % 2], b[j], sum_[i][j], kType);
-      }
-    }
+  FUSECELL_DEVICE_METHOD void end_stage() {
+    sums_.end(tiles_);
     if (args_.bias_partial && blockIdx.x == 0) sum_bias();
-    fragments_.advance(to_next(fragments_.place()));
+    sums_.advance(to_next(sums_.fragments().place()));
   }
 
   // Blocks of the first columns sum dz, too; of the warps that share 64 rows, each a share of them.
@@ -376,7 +492,7 @@ class TensorGradientBlock {
 #pragma unroll 1
       for (int step = 0; step < kPixels / Fragments<S>::kDepth; ++step) {
         uint32_t a[2][4];
-        fragments_.left(tiles_, step, i / 2, a);
+        sums_.fragments().left(tiles_, step, i / 2, a);
         Fragments<S>::add_up(a[i % 2], sum);
       }
       bias_[i / 2][0] += sum[0];
@@ -389,20 +505,20 @@ class TensorGradientBlock {
     const int64_t count = args_.channels * args_.kernel;
     float* partial = args_.partial + int64_t(blockIdx.z) * args_.rows * count;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < Sums::kAcross; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = fragments_.column(j, e);
+        const int column = sums_.column(j, e);
         const Tap tap = taps_[column / kPiece<S>];
         const int64_t channel = tap.channel + column % kPiece<S>;
         if (tap.h == kNowhere || channel >= args_.channels) continue;
         float* to = partial + channel * args_.kernel + tap.in_kernel;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < Sums::kDown; ++i) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int64_t row = first_row() + fragments_.row(i, 2 * half);
-            if (row < args_.rows) to[row * count] = sum_[i][j][2 * half + e];
+            const int64_t row = first_row() + sums_.row(i, j, 2 * half);
+            if (row < args_.rows) to[row * count] = sums_.at(i, j, 2 * half + e);
           }
         }
       }
@@ -416,7 +532,7 @@ class TensorGradientBlock {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float sum = Fragments<S>::total(bias_[i / 2][half]);
-        const int64_t row = first_row() + fragments_.row(i, 2 * half);
+        const int64_t row = first_row() + sums_.fragments().row(i, 2 * half);
         if (threadIdx.x % 4 == 0 && row < args_.rows) args_.bias_partial[blockIdx.z * args_.rows + row] = sum;
       }
     }
@@ -426,19 +542,23 @@ class TensorGradientBlock {
   S* tiles_;            // [buffers]: dz's panels, then the image's
   Column<S>* columns_;  // [2][kColumnWindow]
   Tap* taps_;           // of the tile's pieces
-  Fragments<S> fragments_;
+  Sums sums_;
   int left_;  // pixels from the stage to be started to the part's end
   // This thread's copies of that stage.
   const S* dz_from_;
   int image_from_;  // its first pixel among columns_
   int dz_to_, image_to_;
-  float sum_[4][4][4] = {}, bias_[2][2] = {};
+  float bias_[2][2] = {};
 };
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, 2) tensor_gradient(const TensorGradientArgs<S> args) {
   FUSECELL_DYNAMIC_SHARED(shared);
-  if (device::has_tensor_cores()) TensorGradientBlock<S>(args, shared).run();
+  if (!device::has_tensor_cores()) return;
+  if constexpr (sizeof(S) == 2) {
+    if (device::has_warpgroup_products() && args.warpgroups) return TensorGradientBlock<S, true>(args, shared).run();
+  }
+  TensorGradientBlock<S, false>(args, shared).run();
 }
 
 // ------------------------------------------------------------------------------------------- bias and peepholes

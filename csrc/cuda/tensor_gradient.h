@@ -71,18 +71,20 @@ inline Parts tensor_parameter_parts_of(int64_t channels, int64_t total) {
 }
 
 // ---------------------------------------------------------------------------------------------------- launches
-// args: without pixels_per_part, row_shift and buffers, which are set here.
+// args: without pixels_per_part, row_shift, buffers and warpgroups, which are set here.
 template <class S>
 void launch_tensor_gradient(const Context& context, TensorGradientArgs<S> args, const Parts& parts, int row_shift,
                             int buffers) {
   args.pixels_per_part = parts.size;
   args.row_shift = row_shift;
   args.buffers = buffers;
+  args.warpgroups = sizeof(S) == 2 && context.on_hopper();
   const int64_t columns = int64_t(args.pieces) * kPiece<S>;
   const dim3 grid(static_cast<unsigned>(ceil_div(columns, tensor_tile_columns(row_shift))),
                   static_cast<unsigned>(ceil_div(args.rows, kWarpRows << row_shift)),
                   static_cast<unsigned>(parts.count));
-  run_tensor_gradient(context, grid, tensor_gradient_shared<S>(row_shift, buffers), args);
+  const int shared = tensor_gradient_shared<S>(row_shift, buffers) + (args.warpgroups ? kPanelsAlignment : 0);
+  run_tensor_gradient(context, grid, shared, args);
 }
 
 template <class S>

@@ -225,15 +225,21 @@ void Block::warpgroup_multiply_add(WarpgroupProduct product) {
   const unsigned first = current_thread->number / 128 * 128;
   if (threads_ - first < 128)
     fail("warpgroup_multiply_add in a warpgroup of " + std::to_string(threads_ - first) + " threads");
-  for (const auto& [rows, count] : {std::pair(product.a, 64), std::pair(product.b, 8 * product.n)}) {
-    if (!inside_shared(rows.first, size_t(count) * 128))
-      fail("warpgroup_multiply_add: rows that are not in a shared array");
-    if (rows.piece < 0 || rows.piece > 6) fail("warpgroup_multiply_add: pieces beyond the end of a row");
-  }
+  check_rows(product.a, 64);
+  check_rows(product.b, 8 * product.n);
   ++current_thread->warpgroup_products;
   if (controls_.copies == Copies::eager) return carry_out(product);
   product.group = current_thread->committed_products;
   current_thread->products.push_back(product);
+}
+
+void Block::check_rows(const Rows& rows, int count) {
+  const bool columns = rows.panel_bytes > 0;
+  const auto* begin = static_cast<const std::byte*>(rows.first) + (columns ? rows.from * 128 : 0);
+  const int bytes = columns ? (count - 1) / 64 * rows.panel_bytes + 16 * 128 : count * 128;
+  if (columns && rows.from % 8 != 0) fail("warpgroup_multiply_add: columns from a row on that is no multiple of 8");
+  if (!columns && (rows.from < 0 || rows.from > 6)) fail("warpgroup_multiply_add: pieces beyond the end of a row");
+  if (!inside_shared(begin, size_t(bytes))) fail("warpgroup_multiply_add: rows that are not in a shared array");
 }
 
 void Block::carry_out(const WarpgroupProduct& product) {
@@ -242,10 +248,11 @@ void Block::carry_out(const WarpgroupProduct& product) {
   const auto row_of = [&](const Rows& rows, unsigned row) {
     Row values;
     for (unsigned k = 0; k < values.size(); ++k) {
-      const unsigned piece = static_cast<unsigned>(rows.piece) + k / 8;
-      const auto* at = static_cast<const std::byte*>(rows.first) + row * 128 + (piece ^ row % 8) * 16 + k % 8 * 2;
+      const unsigned from = static_cast<unsigned>(rows.from), panel = static_cast<unsigned>(rows.panel_bytes);
+      const auto* first = static_cast<const std::byte*>(rows.first) + (panel ? row / 64 * panel : 0);
+      const unsigned r = panel ? from + k : row, element = panel ? row % 64 : from * 8 + k;
       uint16_t bits;
-      std::memcpy(&bits, at, sizeof bits);
+      std::memcpy(&bits, first + r * 128 + (element / 8 ^ r % 8) * 16 + element % 8 * 2, sizeof bits);
       values[k] = product.widen(bits);
     }
     return values;

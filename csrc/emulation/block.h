@@ -46,7 +46,7 @@ struct BulkCopy {
   bool odd;               // the second, fourth and so on of that place
 };
 
-// 64 x 8 n, with 16 elements of 16 bits of each row of both.
+// 64 x 8 n, with 16 elements of 16 bits of each row, or column, of both.
 struct WarpgroupProduct {
   Rows a, b;
   float* sum;  // [n][4] of this thread
@@ -150,6 +150,7 @@ class Block {
   template <unsigned kDepth, class Left, class Right>
   static void add_products(float (&sum)[4], unsigned lane, const Left& left, const Right& right);
   bool inside_shared(const void* begin, size_t bytes);
+  void check_rows(const Rows& rows, int count);
   static void carry_out(const WarpgroupProduct& product);
   static void arrive_copy(void* shared, const void* global);
   // Deposits a lane's value and returns, when all have come, those of the warp: whole warps only. They stay until the

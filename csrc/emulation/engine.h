@@ -29,10 +29,12 @@ void load_matrices(const void* row, bool transposed, uint32_t (&part)[4]);
 void multiply_add(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4], float (*widen)(uint16_t));
 void multiply_add_tf32(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
 uint32_t round_to_tf32(uint32_t word);
-// Rows of 128 bytes, piece p of row r at place p ^ (r % 8); the product begins at `piece`.
+// Rows of 128 bytes, piece p of row r at place p ^ (r % 8), of which the product begins at piece `from`. Or, with
+// panel_bytes, columns of such rows, 64 of them in a panel, panels being so far apart: begins at row `from`.
 struct Rows {
   const void* first;
-  int piece;
+  int from;
+  int panel_bytes = 0;
 };
 void warpgroup_multiply_add(const Rows& a, const Rows& b, float* sum, int columns_over_8, float (*widen)(uint16_t));
 void commit_products();

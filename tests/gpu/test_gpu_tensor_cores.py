@@ -13,7 +13,8 @@ from on_gpu import bits, normal
 
 from fusecell import ops
 
-# B, C_in, C, H, W: a small tile, a wide one, a square one, several beside each other.
+# B, C_in, C, H, W: a small tile, a wide one, a square one, several beside each other; and the weights' gradients'
+# tiles of 64, 128 and 256 rows.
 SHAPES = [(2, 8, 16, 24, 20), (4, 8, 16, 96, 96), (4, 24, 32, 96, 96), (2, 64, 100, 64, 72)]
 TYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 # Both round sums to 16 bits, and what differs in the last bit is read by the next steps.

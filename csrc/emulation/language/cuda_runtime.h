@@ -83,12 +83,17 @@ void round_elements(uint32_t (&part)[N], const S*) {
 
 inline bool has_warpgroup_products() { return emulation::has_tensor_cores(); }
 struct MatrixRows {
-  const void* first;
-  int piece;
+  emulation::Rows rows;
 
-  MatrixRows from_piece(int p) const { return {first, piece + p}; }
+  MatrixRows from_piece(int piece) const { return {{rows.first, rows.from + piece}}; }
 };
-inline MatrixRows matrix_rows(const void* first) { return {first, 0}; }
+struct MatrixColumns {
+  emulation::Rows rows;
+
+  MatrixColumns from_row(int row) const { return {{rows.first, rows.from + row, rows.panel_bytes}}; }
+};
+inline MatrixRows matrix_rows(const void* first) { return {{first, 0}}; }
+inline MatrixColumns matrix_columns(const void* first, int panel_bytes) { return {{first, 0, panel_bytes}}; }
 inline void begin_products() {}
 inline void show_to_products() {}
 inline void products_own(float (&)[2][8][4]) {}
@@ -97,15 +102,15 @@ template <int N>
 void wait_for_products() {
   emulation::wait_for_products(N);
 }
-template <class S>
-void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[8][4], const S*) {
+template <class Matrix, class S>
+void warpgroup_multiply_add(const Matrix& a, const Matrix& b, float (&sum)[8][4], const S*) {
   const auto as_float = [](uint16_t bits) { return widen(S{bits}); };
-  emulation::warpgroup_multiply_add({a.first, a.piece}, {b.first, b.piece}, &sum[0][0], 8, as_float);
+  emulation::warpgroup_multiply_add(a.rows, b.rows, &sum[0][0], 8, as_float);
 }
-template <class S>
-void warpgroup_multiply_add(const MatrixRows& a, const MatrixRows& b, float (&sum)[2][8][4], const S*) {
+template <class Matrix, class S>
+void warpgroup_multiply_add(const Matrix& a, const Matrix& b, float (&sum)[2][8][4], const S*) {
   const auto as_float = [](uint16_t bits) { return widen(S{bits}); };
-  emulation::warpgroup_multiply_add({a.first, a.piece}, {b.first, b.piece}, &sum[0][0][0], 16, as_float);
+  emulation::warpgroup_multiply_add(a.rows, b.rows, &sum[0][0][0], 16, as_float);
 }
 
 inline void copy_async_16(void* shared, const void* global) { emulation::copy_async(shared, global); }
