@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -83,16 +84,27 @@ def test_the_table_has_saturated_gates_of_each_kind() -> None:
     assert all(totals[ops.STEP_STATISTICS.index(f"saturated_{gate}")] > 0 for gate in "ifgo")
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
-def test_16_bits(dtype: Any) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "algorithm"),
+    [
+        (ml_dtypes.bfloat16, "direct"),
+        (np.float16, "direct"),
+        (ml_dtypes.bfloat16, "tensor_cores"),
+        (np.float16, "tensor_cores"),
+        (np.float32, "tf32"),
+    ],
+)
+def test_16_bits_and_tensor_cores(dtype: Any, algorithm: str) -> None:
     if "emulated" not in backends():
         pytest.skip("not a test build")
-    case = next(c for c in SEQUENCES if "everything at once" in c.reason)
+    [case] = [c for c in SEQUENCES if "everything at once" in c.reason]
+    case = replace(case, options=case.options | {"algorithm": algorithm})
     arguments = arguments_of(case, dtype)
     arguments["c_0"] = arguments["c_0"].astype(np.float32)
     got = backward(backends()["emulated"], case, arguments, statistics=True)["statistics"]
     wide = {name: None if a is None else a.astype(np.float64) for name, a in arguments.items()}
-    expected = backward(reference, case, wide, statistics=True)["statistics"]
+    direct = replace(case, options=case.options | {"algorithm": "direct"})
+    expected = backward(reference, direct, wide, statistics=True)["statistics"]
     assert np.array_equal(column(got, "count"), column(expected, "count"))
     for name in ("dh_squared", "dc_squared", "forget"):
         assert np.allclose(column(got, name), column(expected, name), rtol=0.05)

@@ -41,7 +41,9 @@ COPIED = ("CMakeLists.txt", "cmake", "csrc", "pyproject.toml", "python", "tests"
 SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 SECONDS = 240  # a family's tests that take longer, and thrice as long as without a mutation, hang, and are red
 
-# Each family's tests, the likeliest to be red first. Only on the emulation: see -k below.
+EMULATED = "emulated or tensor"  # tests of the kernels, by their names
+
+# Each family's tests, the likeliest to be red first.
 TESTS = {
     SEQUENCE: [
         "tests/test_cases.py::test_against_the_reference",
@@ -49,6 +51,7 @@ TESTS = {
         "tests/test_half_precision.py",
         "tests/test_layouts.py",
         "tests/test_statistics.py",
+        "tests/test_tensor_gradient.py",
         "tests/test_cases.py::test_nothing_is_left_uninitialised",
         "tests/test_cases.py::test_recomputing_gives_the_same_bits",
         "tests/test_cases.py::test_keeping_nothing_changes_no_output",
@@ -190,11 +193,11 @@ class Build:
     def tests(self, family: str, killer: str = "") -> list[str]:
         """Pytest's arguments."""
         if self.sanitizer == "thread":
-            return [*UNDER_THREAD[family], "-k", "emulated"]
+            return [*UNDER_THREAD[family], "-k", EMULATED]
         if self.sanitizer == "address":  # what threads and orders show, it does not see
-            return [*TESTS[family], "-k", "emulated and not thread_for_each and not in_any_manner"]
+            return [*TESTS[family], "-k", f"({EMULATED}) and not thread_for_each and not in_any_manner"]
         late = killer == "late copies"
-        return [*sorted(TESTS[family], key=lambda name: late and "test_emulated" not in name), "-k", "emulated"]
+        return [*sorted(TESTS[family], key=lambda name: late and "test_emulated" not in name), "-k", EMULATED]
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FUSECELL_")}
