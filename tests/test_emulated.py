@@ -145,6 +145,17 @@ def test_hopper_has_the_bits_of_its_portable_twin(shape: tuple[int, ...], dtype:
     assert (counts[0][1] > 0) == (shape != (1, 3, 5, 4, 5))
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*zip(CONVOLUTIONS, itertools.cycle([ml_dtypes.bfloat16, np.float16]), strict=False)], ids=str
+)
+def test_hopper_has_them_in_every_case(case: Case, dtype: Any, hopper: Any) -> None:
+    arguments = narrowed(case, dtype)
+    portable, _ = run_by(case, arguments, "tensor_cores")
+    hopper(True)
+    got, _ = run_by(case, arguments, "tensor_cores", "copies=late,order=random,seed=4")
+    assert same_bits(got, portable)
+
+
 def up(n: int, by: int) -> int:
     return -(-n // by)
 

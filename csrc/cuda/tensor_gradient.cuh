@@ -66,7 +66,7 @@ FUSECELL_HD int tensor_gradient_shared(int row_shift, int buffers) {
 // so that neither 8 pieces of a pixel nor one piece of 8 pixels share banks: a step of 1, 2 or 4 pieces in a panel, or
 // of as many pixels, turns a bit of a place.
 template <class S>
-FUSECELL_DEVICE int place_of_piece(int piece, int pixel) {
+FUSECELL_DEVICE int place_in_panels(int piece, int pixel) {
   const int panel = piece >> 3, turned = (piece ^ pixel) & (kPanelPieces - 1);
   return (panel * kStagePixels<S> + pixel) * kPanelRow<S> + turned * kPiece<S>;
 }
@@ -87,8 +87,8 @@ class Fragments {
   FUSECELL_DEVICE_METHOD Fragments(int down, int across, int dz_size)
       : down_(down), across_(across), lane_(int(threadIdx.x) & 31) {
     const int line = lane_ & 7, low = lane_ >> 3 & 1, high = lane_ >> 4;
-    left_ = place_of_piece<S>(down * (kWarpRows / kPiece<S>)+low, 8 * high + line);
-    right_ = dz_size + place_of_piece<S>(across * (kWarpColumns / kPiece<S>)+high, 8 * low + line);
+    left_ = place_in_panels<S>(down * (kWarpRows / kPiece<S>)+low, 8 * high + line);
+    right_ = dz_size + place_in_panels<S>(across * (kWarpColumns / kPiece<S>)+high, 8 * low + line);
   }
 
   // 2 of the 4 times 16 rows.
@@ -143,8 +143,8 @@ class Fragments<float> {
   FUSECELL_DEVICE_METHOD Fragments(int down, int across, int dz_size)
       : down_(down), across_(across), lane_(int(threadIdx.x) & 31) {
     const int piece = piece_of(lane_ >> 2), pixel = lane_ & 3;
-    left_ = place_of_piece<float>(down * (kWarpRows / kPiece<float>)+piece, pixel);
-    right_ = dz_size + place_of_piece<float>(across * (kWarpColumns / kPiece<float>)+piece, pixel);
+    left_ = place_in_panels<float>(down * (kWarpRows / kPiece<float>)+piece, pixel);
+    right_ = dz_size + place_in_panels<float>(across * (kWarpColumns / kPiece<float>)+piece, pixel);
   }
 
   FUSECELL_DEVICE_METHOD void left(const float* tiles, int step, int which, uint32_t (&a)[2][4]) const {
@@ -321,9 +321,9 @@ class TensorGradientBlock {
     // Past the last any: nobody stores what becomes of it.
     dz_from_ = args.dz + (first_pixel() + dz.pixel) * args.dz_pitch + (row < args.dz_pitch ? row : 0);
     left_ = int(end_pixel() - first_pixel());
-    dz_to_ = place_of_piece<S>(dz.piece, dz.pixel);
+    dz_to_ = place_in_panels<S>(dz.piece, dz.pixel);
     image_from_ = image.pixel;
-    image_to_ = dz_size() + place_of_piece<S>(image.piece, image.pixel);
+    image_to_ = dz_size() + place_in_panels<S>(image.piece, image.pixel);
   }
 
   FUSECELL_DEVICE_METHOD void run() {
