@@ -251,7 +251,7 @@ _TENSOR = [
         ("no barrier between two stages", "__syncthreads(); load_next(); sums.take", "load_next(); sums.take"),
         ("no barrier between two stages of warpgroups", "show_to_products(); __syncthreads();", "show_to_products();"),
         ("no barrier before other slices are read", "__syncthreads(); return {at", "return {at"),
-        ("no barrier before the sums take the buffers' place", "__syncthreads();  // all have done with the buffers",
+        ("no barrier before the sums take the buffers' place", "__syncthreads(); // all have done with the buffers",
          ""),
         ("one stage too few", "stage < stages; ++stage) { wait", "stage + 1 < stages; ++stage) { wait"),
         ("what lies outside of an image is the weights'", "operand.weights, inside);", "operand.weights, true);"),

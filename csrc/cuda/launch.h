@@ -66,10 +66,13 @@ class Context {
   template <class... Args>
   void run_overlapping(bool overlaps, const char* name, void (*kernel)(Args...), dim3 grid, int shared_bytes,
                        Args... args) const {
-    if (!overlaps || !on_hopper()) return run_with_shared(name, kernel, grid, shared_bytes, args...);
+    constexpr int kGraphsRecordIt = 12030;  // drivers from CUDA 12.3 on
+    const bool can_overlap = overlaps && on_hopper() && driver_version() >= kGraphsRecordIt;
+    if (!can_overlap) return run_with_shared(name, kernel, grid, shared_bytes, args...);
 #if defined(FUSECELL_EMULATED)
     run_with_shared(name, kernel, grid, shared_bytes, args...);
 #else
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     const auto function = reinterpret_cast<const void*>(kernel);
     if (!can_wait(name, function)) return run_with_shared(name, kernel, grid, shared_bytes, args...);
     allow_shared(name, function, shared_bytes);

@@ -374,7 +374,8 @@ FUSECELL_DEVICE void for_stages(const TensorLoader<S>& loader, int buffers, Mult
     buffer = buffer + 1 < buffers ? buffer + 1 : 0;
     next = next + 1 < buffers ? next + 1 : 0;
   }
-  __syncthreads();  // all have done with the buffers
+  device::wait_for_launch_before();  // here at the latest, should what follows have had no stage
+  __syncthreads();                   // all have done with the buffers
 }
 
 template <bool kSliced, class S>
@@ -404,8 +405,8 @@ FUSECELL_DEVICE ParkedSums sums_by_warpgroups(const TensorTileArgs<S>& args, con
   return sums.parked(parked);
 }
 
-// places: shared; dynamic: shared_bytes of the tile. Where the launch may begin before the one before
-// it has ended, an operand follows, and so what comes after this may read whatever that one wrote.
+// places: shared; dynamic: shared_bytes of the tile. What comes after this may read whatever the launch before wrote,
+// even where this one may begin before that has ended.
 template <class S>
 FUSECELL_DEVICE ParkedSums tensor_tile(const TensorTileArgs<S>& args, TensorPlaces<S>* places, unsigned char* dynamic) {
   const TensorLoader<S> loader(args, places, dynamic);

@@ -31,10 +31,10 @@ def hopper() -> Iterator[Any]:
     core.want_hopper(before)
 
 
-def results(shape: tuple[int, ...], dtype: Any, algorithm: str) -> dict[str, Any]:
+def results(shape: tuple[int, ...], dtype: Any, algorithm: str, steps: int = 5) -> dict[str, Any]:
     B, I, C, H, W = shape
     rng = np.random.default_rng(0)
-    x, dy = normal(rng, 5, B, I, H, W, dtype=dtype), normal(rng, 5, B, C, H, W, dtype=dtype)
+    x, dy = normal(rng, steps, B, I, H, W, dtype=dtype), normal(rng, steps, B, C, H, W, dtype=dtype)
     weights = [normal(rng, 4 * C, n, 3, 3, dtype=dtype, scale=1 / (9 * n) ** 0.5) for n in (I, C)]
     bias = normal(rng, 4 * C, dtype=dtype)
     y, h_n, c_n, saved = ops.conv_lstm_forward(x, *weights, bias, algorithm=algorithm)
@@ -57,14 +57,15 @@ def test_close_to_the_direct_path(name: str, shape: tuple[int, ...]) -> None:
     assert bits(list(again.values())) == bits(list(got.values()))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+# The last: dz of 40 steps is two chunks of 256 MiB, between which the steps stop overlapping.
+@pytest.mark.parametrize(("shape", "steps"), [*((shape, 5) for shape in SHAPES), ((4, 8, 64, 80, 80), 40)], ids=str)
 @pytest.mark.parametrize("name", TYPES)
-def test_hopper_does_what_its_portable_twin_does(name: str, shape: tuple[int, ...], hopper: Any) -> None:
+def test_hopper_does_what_its_portable_twin_does(name: str, shape: tuple[int, ...], steps: int, hopper: Any) -> None:
     hopper(False)
-    portable = results(shape, TYPES[name], "tensor_cores")
+    portable = results(shape, TYPES[name], "tensor_cores", steps)
     hopper(True)
-    got = results(shape, TYPES[name], "tensor_cores")
-    assert distance(got, portable) < ALLOWED[name]
-    for _ in range(3):  # steps overlap: what one reads too early would differ from time to time
-        again = results(shape, TYPES[name], "tensor_cores")
+    got = results(shape, TYPES[name], "tensor_cores", steps)
+    assert distance(got, portable) < ALLOWED[name] * max(1, steps / 10)
+    for _ in range(3):  # what a step that overlaps another reads too early would differ from time to time
+        again = results(shape, TYPES[name], "tensor_cores", steps)
         assert bits(list(again.values())) == bits(list(got.values()))
