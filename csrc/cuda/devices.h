@@ -19,8 +19,8 @@ struct Device {
 std::vector<Device> devices();
 
 // Whether Hopper's own instructions are wanted, where a device has them: products of warpgroups, bulk copies, and
-// launches that begin before the one before has ended. As FUSECELL_HOPPER says, on or off; off by default, since no GPU has run them
-// yet. Throws Error (value).
+// launches that begin before the one before has ended. As FUSECELL_HOPPER says, on or off; off by default, since no GPU
+// has run them yet. Throws Error (value).
 bool hopper_wanted();
 void want_hopper(bool wanted);
 

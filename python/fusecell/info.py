@@ -47,7 +47,10 @@ def _device_lines(devices: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _hopper_line(module: Any) -> tuple[str, str]:
     wanted = "on" if module.hopper_wanted() else "off"
-    return ("  Hopper's own", f"{wanted}, by FUSECELL_HOPPER=on|off: wgmma, bulk copies, overlapping steps; not yet run on a GPU")
+    return (
+        "  Hopper's own",
+        f"{wanted}, by FUSECELL_HOPPER=on|off: wgmma, bulk copies, overlapping steps; not yet run on a GPU",
+    )
 
 
 def _gpu_lines() -> list[tuple[str, str]]:
