@@ -325,7 +325,7 @@ _TENSOR = [
          "args_.dweight.present"),
     ),
     *_in(
-        "tensor_parameter_gradient", "cuda/tensor_gradient.cuh",
+        "tensor_parameter_gradient", "cuda/tensor_parameter_gradient.cuh",
         ("no barrier before the lanes' sums are added", "+ thread] = sum[k]; __syncthreads();", "+ thread] = sum[k];"),
         ("p_o takes dz_g for dz_o", "widen(dz[3 * C])", "widen(dz[2 * C])"),
         ("the last lane is left out", "for (int l = 0; l < lanes; ++l) all", "for (int l = 0; l + 1 < lanes; ++l) all"),

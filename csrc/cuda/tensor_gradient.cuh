@@ -1,7 +1,7 @@
 #pragma once
 // The weights' gradient on tensor cores, of tensors with channels last: dW = dz^T image, a product of [rows, pixels] by
-// [pixels, columns], where a column is one channel at one place of the kernel. And the gradients that are sums of dz
-// alone or of dz times the cell's state: of peepholes, and of a bias per pixel.
+// [pixels, columns], where a column is one channel at one place of the kernel. The bias's, a sum of dz, from the same
+// tiles.
 //
 // Method: 8 warps of 64 rows by 32 columns each. Both operands lie in global memory as [pixel][channel], which is the
 // transpose of what a product wants; they are copied as they lie, 16 bytes at a time, several stages ahead, and turned
@@ -9,14 +9,10 @@
 // piece of 16 bytes of every so many pixels, so that its tap stays in registers; where its pixels stand in the images
 // is found once for all that copy them.
 
-#include <type_traits>
-
-#include "cell/gates.h"
 #include "cuda/gather.cuh"
 
 namespace fusecell::cuda {
 
-// -------------------------------------------------------------------------------------------------- dW = dz^T image
 constexpr int kPanelPieces = 8;  // of a panel's row: 128 bytes, all banks once
 template <class S>
 constexpr int kPanelRow = kPanelPieces * kPiece<S>;
@@ -202,6 +198,7 @@ class Fragments<float> {
 template <class S>
 class GradientByWarps {
  public:
+  static constexpr bool kWarpgroups = false;
   static constexpr int kDown = 4, kAcross = 4;  // runs of rows and columns of a thread's sums, 4 where two meet
 
   FUSECELL_DEVICE_METHOD GradientByWarps(const Fragments<S>& fragments, int) : fragments_(fragments) {}
@@ -237,11 +234,13 @@ class GradientByWarps {
   float sum_[kDown][kAcross][4] = {};
 };
 
-// The same by warpgroups: 64 rows by 128 columns each, or 128 by 64, as two halves of 64 by 64. The stage's panels are
-// their operands as they are: 16 pixels a product.
-template <class S>
+// The same by warpgroups: 64 rows by 128 columns each, or kHigh 128 by 64, as two halves of 64 by 64. The stage's
+// panels are their operands as they are: 16 pixels a product. Why one shape in a loop, tensor_tile.cuh's WarpgroupSums
+// says.
+template <class S, bool kHigh>
 class GradientByWarpgroups {
  public:
+  static constexpr bool kWarpgroups = true;
   static constexpr int kDown = 1, kAcross = 16;
 
   // fragments: for the bias's sums.
@@ -253,25 +252,20 @@ class GradientByWarpgroups {
   // Has not ended when it returns.
   FUSECELL_DEVICE_METHOD void begin(const S* tiles) {
     const auto dz = panel(tiles, first_row() / 64), image = panel(tiles, (1 << row_shift_) + first_column() / 64);
+    const auto more = panel(tiles, first_row() / 64 + 1);
     const S* const type = nullptr;
     device::products_own(sum_);
-    if (high()) {
-      const auto more = panel(tiles, first_row() / 64 + 1);
-      device::begin_products();  // this and the commit in either branch: outside, nvcc 13.0 would add others
+    device::begin_products();
 #pragma unroll
-      for (int k = 0; k < kStagePixels<S>; k += 16) {
+    for (int k = 0; k < kStagePixels<S>; k += 16) {
+      if constexpr (kHigh) {
         device::warpgroup_multiply_add(dz.from_row(k), image.from_row(k), sum_[0], type);
         device::warpgroup_multiply_add(more.from_row(k), image.from_row(k), sum_[1], type);
-      }
-      device::commit_products();
-    } else {
-      device::begin_products();
-#pragma unroll
-      for (int k = 0; k < kStagePixels<S>; k += 16) {
+      } else {
         device::warpgroup_multiply_add(dz.from_row(k), image.from_row(k), sum_, type);
       }
-      device::commit_products();
     }
+    device::commit_products();
   }
   FUSECELL_DEVICE_METHOD void end(const S*) {
     device::wait_for_products<0>();
@@ -284,17 +278,16 @@ class GradientByWarpgroups {
 
   FUSECELL_DEVICE_METHOD int row(int, int j, int e) const {
     const int thread = int(threadIdx.x);
-    return first_row() + (high() ? j / 8 * 64 : 0) + thread / 32 % 4 * 16 + thread % 32 / 4 + e / 2 * 8;
+    return first_row() + (kHigh ? j / 8 * 64 : 0) + thread / 32 % 4 * 16 + thread % 32 / 4 + e / 2 * 8;
   }
   FUSECELL_DEVICE_METHOD int column(int j, int e) const {
-    return first_column() + (high() ? j % 8 : j) * 8 + int(threadIdx.x) % 4 * 2 + e % 2;
+    return first_column() + (kHigh ? j % 8 : j) * 8 + int(threadIdx.x) % 4 * 2 + e % 2;
   }
   FUSECELL_DEVICE_METHOD float at(int, int j, int e) const { return sum_[j / 8][j % 8][e]; }
 
  private:
   static constexpr int kPanel = kStagePixels<S> * kPanelRow<S>;  // 64 rows or columns
 
-  FUSECELL_DEVICE_METHOD bool high() const { return row_shift_ == 2; }
   // Of the warpgroup: below the other's, or, of a tile of 64 rows, beside them.
   FUSECELL_DEVICE_METHOD int first_row() const { return int(threadIdx.x) / 128 * 64 * row_shift_; }
   FUSECELL_DEVICE_METHOD int first_column() const { return row_shift_ == 0 ? int(threadIdx.x) / 128 * 128 : 0; }
@@ -307,12 +300,12 @@ class GradientByWarpgroups {
   float sum_[2][8][4] = {};
 };
 
-template <class S, bool kWarpgroups>
+template <class S, class Sums>
 class TensorGradientBlock {
  public:
   FUSECELL_DEVICE_METHOD TensorGradientBlock(const TensorGradientArgs<S>& args, unsigned char* shared)
       : args_(args),
-        tiles_(reinterpret_cast<S*>(shared + (kWarpgroups ? to_aligned(shared) : 0))),
+        tiles_(reinterpret_cast<S*>(shared + (Sums::kWarpgroups ? to_aligned(shared) : 0))),
         columns_(reinterpret_cast<Column<S>*>(tiles_ + args.buffers * stage_size())),
         taps_(reinterpret_cast<Tap*>(columns_ + 2 * kColumnWindow)),
         sums_({warp_down(), warp_across(), dz_size()}, args.row_shift) {
@@ -332,13 +325,13 @@ class TensorGradientBlock {
     find_taps();
     find_columns(0);
     __syncthreads();
-    if constexpr (kWarpgroups) {  // else products began on a condition, and nvcc 13.0 would wait for each at once
+    if constexpr (Sums::kWarpgroups) {  // else products began on a condition, and nvcc 13.0 would wait for each at once
 #pragma unroll 1
       for (; next < ahead; ++next) start(next);
     }
 #pragma unroll 1
     for (; left_ > -ahead * kPixels; ++next) {  // starts stage `next`, multiplies the one `ahead` before it
-      const bool multiplies = kWarpgroups || next >= ahead;
+      const bool multiplies = Sums::kWarpgroups || next >= ahead;
       if (multiplies) {
         wait();
         __syncthreads();  // that stage is there for all, and nobody reads the one before: its buffer is free
@@ -353,7 +346,6 @@ class TensorGradientBlock {
  private:
   static constexpr int kPixels = kStagePixels<S>, kStagesOfWindow = kColumnWindow / kPixels;
   static_assert(kStagesOfWindow >= kMostBuffers);  // a barrier comes before the second window is read
-  using Sums = std::conditional_t<kWarpgroups, GradientByWarpgroups<S>, GradientByWarps<S>>;
 
   // ----------------------------------------------------------------------------------------- what this block sums
   FUSECELL_DEVICE_METHOD int64_t first_pixel() const { return int64_t(blockIdx.z) * args_.pixels_per_part; }
@@ -390,7 +382,7 @@ class TensorGradientBlock {
     if (args_.buffers == 2) device::copy_async_wait<0>();
     if (args_.buffers == 3) device::copy_async_wait<1>();
     if (args_.buffers == 4) device::copy_async_wait<2>();
-    if constexpr (kWarpgroups) device::show_to_products();
+    if constexpr (Sums::kWarpgroups) device::show_to_products();
   }
 
   FUSECELL_DEVICE_METHOD void find_taps() const {
@@ -556,84 +548,12 @@ __global__ void __launch_bounds__(kThreads, 2) tensor_gradient(const TensorGradi
   FUSECELL_DYNAMIC_SHARED(shared);
   if (!device::has_tensor_cores()) return;
   if constexpr (sizeof(S) == 2) {
-    if (device::has_warpgroup_products() && args.warpgroups) return TensorGradientBlock<S, true>(args, shared).run();
+    if (device::has_warpgroup_products() && args.warpgroups) {
+      if (args.row_shift == 2) return TensorGradientBlock<S, GradientByWarpgroups<S, true>>(args, shared).run();
+      return TensorGradientBlock<S, GradientByWarpgroups<S, false>>(args, shared).run();
+    }
   }
-  TensorGradientBlock<S, false>(args, shared).run();
-}
-
-// ------------------------------------------------------------------------------------------- bias and peepholes
-template <class S>
-struct TensorParameterGradientArgs {
-  const S* dz;                // [samples, P, dz_pitch], as above
-  int64_t dz_rows, dz_pitch;  // 4C
-  int64_t samples, pixels;
-  bool peephole, per_pixel;  // not a peephole's: the bias's
-  const S* gates;            // [samples, P, 4C], as saved; peepholes only
-  Images<Accumulate<S>> c_before;
-  Activation gate_kind, state_kind;
-  ActivationParameters<Accumulate<S>> activation;
-  int64_t per_part;   // of samples * pixels, per channel only
-  int channel_shift;  // a block has neighbouring channels, as a power of two, and kThreads over it pixels at once
-  double* partial;    // [gridDim.x][rows], or [rows, P]; rows: 3C of a peephole, dz_rows of a bias
-};
-
-// What element (n, p) adds for one channel: of a peephole to rows channel, C + channel and 2C + channel, which look at
-// the state before, before and after the step; of a bias to row `channel`.
-template <class S>
-FUSECELL_DEVICE void add_parameter_terms(const TensorParameterGradientArgs<S>& args, int64_t channel, int64_t n,
-                                         int64_t p, double (&sum)[3]) {
-  using A = Accumulate<S>;
-  const int64_t C = args.dz_rows / 4;
-  const S* dz = args.dz + (n * args.pixels + p) * args.dz_pitch + channel;
-  if (!args.peephole) {
-    sum[0] += double(widen(dz[0]));
-    return;
-  }
-  int64_t b = 0;
-  const Images<A>& states = args.c_before;
-  const int64_t slot = quotient(n, states.batch);
-  if (!takes_place(states, n - slot * states.batch, states.time + slot)) return;
-  const Pixels<const A> state = image_of(states, n, b).at(channel, p);
-  const A c = state.data ? *state.data : A(0);
-  const S* gates = args.gates + (n * args.pixels + p) * 4 * C + channel;
-  const AnyActivation<A> act = {args.gate_kind, args.state_kind, args.activation};
-  const A i = act.gate_of_saved(widen(gates[0])), f = act.gate_of_saved(widen(gates[C]));
-  const A g = act.state_of_saved(widen(gates[2 * C]));
-  sum[0] += double(widen(dz[0]) * c);
-  sum[1] += double(widen(dz[C]) * c);
-  sum[2] += double(widen(dz[3 * C]) * (f * c + i * g));
-}
-
-template <class S>
-__global__ void __launch_bounds__(kThreads) tensor_parameter_gradient(const TensorParameterGradientArgs<S> args) {
-  FUSECELL_SHARED(double, sums, 3 * kThreads);
-  const int thread = int(threadIdx.x), lanes = kThreads >> args.channel_shift;
-  const int lane = thread >> args.channel_shift, in_block = thread & ((1 << args.channel_shift) - 1);
-  const int64_t channel = (int64_t(blockIdx.y) << args.channel_shift) + in_block;
-  const int64_t channels = args.peephole ? args.dz_rows / 4 : args.dz_rows;
-  const int terms = args.peephole ? 3 : 1;
-  double sum[3] = {};
-  if (args.per_pixel) {
-    const int64_t p = int64_t(blockIdx.x) * lanes + lane;
-    if (p >= args.pixels || channel >= channels) return;
-    for (int64_t n = 0; n < args.samples; ++n) add_parameter_terms(args, channel, n, p, sum);
-    for (int k = 0; k < terms; ++k) args.partial[(k * channels + channel) * args.pixels + p] = sum[k];
-    return;
-  }
-  const int64_t total = args.samples * args.pixels, first = int64_t(blockIdx.x) * args.per_part;
-  const int64_t end = first + args.per_part < total ? first + args.per_part : total;
-  for (int64_t at = first + lane; at < end && channel < channels; at += lanes) {
-    const int64_t n = quotient(at, args.pixels);
-    add_parameter_terms(args, channel, n, at - n * args.pixels, sum);
-  }
-  for (int k = 0; k < terms; ++k) sums[k * kThreads + thread] = sum[k];
-  __syncthreads();
-  if (lane != 0 || channel >= channels) return;
-  for (int k = 0; k < terms; ++k) {
-    double all = 0;
-    for (int l = 0; l < lanes; ++l) all += sums[k * kThreads + (l << args.channel_shift) + in_block];
-    args.partial[(int64_t(blockIdx.x) * terms + k) * channels + channel] = all;
-  }
+  TensorGradientBlock<S, GradientByWarps<S>>(args, shared).run();
 }
 
 }  // namespace fusecell::cuda

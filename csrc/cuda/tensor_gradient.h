@@ -6,6 +6,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/tensor_gradient.cuh"
+#include "cuda/tensor_parameter_gradient.cuh"
 #include "problem/tiling.h"
 
 namespace fusecell::cuda {
