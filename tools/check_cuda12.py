@@ -16,8 +16,8 @@ from pathlib import Path
 
 from kernel_report import ROOT, listed_kernels
 
-# Machine code for those with the fewest instructions and with some of their own, PTX for the others: ptxas takes most of
-# the time.
+# Machine code for those with the fewest instructions and with some of their own, PTX for the others: ptxas takes most
+# of the time.
 TARGETS = ("sm_75", "compute_80", "sm_90a", "compute_100", "compute_120")
 # NVRTC has no files of its own. It knows the language's words already; this is used besides.
 HEADERS = {
