@@ -323,13 +323,19 @@ def test_a_block_has_a_kibibyte_besides() -> None:
     assert _emulated.tensor_gradient_plan(shared=enough - 2, **plan)[1] == 3
 
 
-def test_the_tile_follows_the_rows() -> None:
-    def rows_of_tile(rows: int, pieces: int) -> int:
-        plan = {"type": "bfloat16", "total": 1, "shared": 228 << 10}
-        tile: int = _emulated.tensor_gradient_plan(rows=rows, pieces=pieces, **plan)[0]
-        return tile
-
-    assert [rows_of_tile(64, 72), rows_of_tile(256, 72), rows_of_tile(256, 80)] == [64, 256, 128]
+@pytest.mark.parametrize(
+    ("rows", "pieces", "tile"),
+    [
+        pytest.param(256, 72, 128, id="16x20x64x64x64x64: ten square tiles read less than nine of 256 rows"),
+        pytest.param(64, 72, 64, id="4x10x1x16x64x64, h: three tiles, not five"),
+        pytest.param(64, 16, 128, id="the same, x: one tile of either kind"),
+        pytest.param(512, 144, 128, id="2x12x128x128x256x256: as many of any kind"),
+        pytest.param(256, 8, 256, id="a kernel of one place"),
+    ],
+)
+def test_the_tiles_are_those_that_read_least(rows: int, pieces: int, tile: int) -> None:
+    plan = {"type": "bfloat16", "total": 1, "shared": 228 << 10}
+    assert _emulated.tensor_gradient_plan(rows=rows, pieces=pieces, **plan)[0] == tile
 
 
 # -------------------------------------------------------------------------------------------------- bias and peepholes
