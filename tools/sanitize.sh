@@ -25,11 +25,13 @@ select=""
 case $name in
   address)
     library=libasan.so
+    workers="-n logical --maxprocesses 8" # two take 0.7 of the time of one
     # Of what tensor cores are emulated for, test_emulated runs every case once: the tables again would take half an hour.
     select="not (test_cases and tf32) and not (test_half_precision and tensor_cores)"
     ;;
   thread)
     library=libtsan.so
+    workers="" # its threads keep the cores busy
     emulation=${emulation:-engine=threads}
     # 256 threads a block, and each a real one: the kernels run every case once, forward and backward, not eight times.
     select="(not emulated and not on_tensor_cores) or (test_same_bits_twice and not tf32) or test_tensor_cores_race_free or test_updates or test_clipping or softmax or activations"
@@ -105,4 +107,4 @@ sys.exit(not (instrumented and _cpu.__file__.startswith(sys.prefix)) and f"not a
 
 # ---------------------------------------------------------------------------------------------------- the tests
 # --capture=sys: pytest would keep a report that the sanitizer ends the process with.
-run_sanitized -m pytest -p no:cacheprovider --capture=sys -k "$select" $tests "$@"
+run_sanitized -m pytest $workers -p no:cacheprovider --capture=sys -k "$select" $tests "$@"
